@@ -1,0 +1,597 @@
+"""VLPT: oCLIP, vision-language pre-training for scene text, in one module.
+
+Re-implements "Language Matters: A Weakly Supervised Vision-Language Pre-training Approach for
+Scene Text Detection and Spotting" (Xue et al., ECCV 2022, arXiv 2203.03911). An image encoder
+learns from pictures and the transcriptions of some of their words, without any boxes: one
+character of each word is hidden and has to be read off the picture.
+
+    images (B, 3, H, W)                   ids (B, L, N) <--mask_one_char-- transcriptions
+       | backbone                            | TextEncoder: embed (B, L, N, T), then encode
+    feature map (B, C, h, w)                 |
+       | AttentionPool                    characters (B, L, N, D) --mean--> text (B, D)
+       +--> local tokens (B, S, D) ---> VisualTextualDecoder                  |
+       |                                     | head                           |
+       |                                  logits (B, L, N, V) -> char_loss    |
+       +--> image (B, D) ----------------> contrastive_loss <-----------------+
+
+B images, L = 25 characters a word, N = 3 words an image, V vocabulary, S = h*w image tokens,
+T text width, D joint width. Ids, targets, logits and attention keep the order (B, L, N).
+
+    step                                      here                     proof (test_vlpt.py)
+    1 f = pool(backbone(I))                   AttentionPool            TestStep1ImageEncoder
+    2 ce_j = W_c c_j + PE_j                   TextEncoder.embed        TestStep2Embedding
+    3 te = Enc(ce), one word at a time        TextEncoder              TestStep3TextEncoder
+    4 one character of a word becomes MASK    mask_one_char            TestStep4Masking
+    5 y = Dec(te, f), no self-attention       VisualTextualDecoder     TestStep5Decoder
+    6 L_cls, cross-entropy at the masks       char_loss                TestStep6CharLoss
+    7 L_bc = H(i2t) + H(t2i)                  contrastive_loss         TestStep7Contrastive
+    8 L = L_cls + L_bc                        total_loss               TestStep8Total
+    9 only the backbone leaves                export_backbone          TestStep9Export
+
+Deviations from the released code, which differs from the paper; marked where they happen:
+    D1 a word's feature is the mean over its characters; released: the state at its end token.
+    D2 each of the L characters is a decoder query; released: one query a word.
+    D3 the contrastive loss is the sum of both directions; released: half of it.
+    D4 empty word slots count nowhere; released: pad words enter the mean over words.
+    D5 a character sees its whole word; released: a causal mask.
+    D6 exp(log_scale) is capped at 100; released: the cap is commented out.
+"""
+
+import argparse
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+PAD, MASK, END = 0, 1, 2  # characters follow; END keeps the released V = 97, no word carries it
+IGNORE = -100  # the target of a position that does not count
+CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
+PRINTABLE = "".join(map(chr, range(33, 127)))  # the 94 printable ASCII characters, no space
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Alphabet:
+    """Token ids of words: pad 0, MASK 1, END 2, then `chars`, each once; V = len(chars) + 3."""
+
+    mask_id = MASK
+
+    def __init__(self, chars: str = PRINTABLE) -> None:
+        if not chars or len(set(chars)) != len(chars):
+            raise ValueError(f"alphabet: got {chars!r}, wanted one or more distinct characters")
+        self.chars = chars
+
+    def __len__(self) -> int:
+        return len(self.chars) + END + 1
+
+    def encode(self, words: Sequence[str]) -> Tensor:
+        """Write up to N words as (L, N) int64 ids, a word a column, cut to L characters.
+
+        Raises: ValueError for more than N words, an empty word or an unknown character.
+        """
+        if len(words) > WORDS:
+            raise ValueError(f"words: got {len(words)}, wanted at most {WORDS}")
+        ids = torch.full((CHARS, WORDS), PAD)
+        for i, word in enumerate(words):
+            if not word or not set(word) <= set(self.chars):
+                raise ValueError(f"words[{i}]: got {word!r}, wanted characters of {self.chars!r}")
+            for j, char in enumerate(word[:CHARS]):
+                ids[j, i] = END + 1 + self.chars.index(char)
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Read (L, N) ids as N words; pads and END print nothing, MASK prints as "_"."""
+        text = ["", "_", "", *self.chars]
+        return ["".join(text[k] for k in column) for column in ids.T.tolist()]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and ablations of one model; the defaults are the published ones."""
+
+    alphabet: str = PRINTABLE  # characters a word may hold
+    image_size: int = 512  # height = width in training, pixels
+    backbone: str = "clip_resnet50"  # a name that build_backbone knows
+    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # its **size
+    joint_width: int = 384  # D
+    text_width: int = 64  # T
+    text_layers: int = 6
+    text_heads: int = 8
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    text_encoder: str = "character"  # "sentence": all words as one sequence (ablation)
+    decoder: str = "visual_textual"  # "none": the head reads te + global feature (ablation)
+    contrastive: bool = True  # False: L = L_cls (ablation)
+
+    def __post_init__(self) -> None:
+        if self.image_size <= 0 or self.image_size % 32:
+            raise ValueError(f"image_size: got {self.image_size}, wanted a multiple of 32")
+        if self.text_encoder not in ("character", "sentence"):
+            raise ValueError(f"text_encoder: got {self.text_encoder!r}, wanted character, sentence")
+        if self.decoder not in ("visual_textual", "none"):
+            raise ValueError(f"decoder: got {self.decoder!r}, wanted visual_textual, none")
+
+
+OCLIP_RN50 = Config()
+TINY = Config(
+    alphabet="0123456789", image_size=64, backbone="clip_resnet", joint_width=128, text_layers=2,
+    backbone_size={"width": 24, "layers": (1, 2, 2)},
+)  # fmt: skip
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Turn RGB pixels (B, 3, H, W), uint8 0..255, into float32 by CLIP's mean and deviation."""
+    mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], device=pixels.device)[..., None, None]
+    return (pixels / 255 - mean) / std
+
+
+def masked_mean(values: Tensor, valid: Tensor, dim: int) -> Tensor:
+    """Mean over `dim` of values (..., C) where `valid` (...); zero where nothing is."""
+    weight = valid.unsqueeze(-1).to(values.dtype)
+    return (values * weight).sum(dim) / weight.sum(dim).clamp(min=1)
+
+
+def resize_table(table: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """Interpolate a position table (side*side, C) to another grid, (h*w, C); bicubic."""
+    if tuple(size) == (side, side):
+        return table
+    grid = table.T.reshape(1, -1, side, side)
+    return F.interpolate(grid, size, mode="bicubic", align_corners=False)[0].flatten(1).T
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
+class Bottleneck(nn.Module):
+    """CLIP's residual block: 1x1, 3x3, 1x1 convolutions; a stride is an average pooling."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, width, 1)
+        self.conv2, self.bn2 = conv_bn(width, width, 3)
+        self.avgpool = nn.AvgPool2d(stride)
+        self.conv3, self.bn3 = conv_bn(width, 4 * width, 1)
+        nn.init.zeros_(self.bn3.weight)  # a new block is the identity
+        self.downsample = nn.Identity()
+        if stride > 1 or inputs != 4 * width:  # named as in released checkpoints
+            layers = nn.AvgPool2d(stride), *conv_bn(inputs, 4 * width, 1)
+            self.downsample = nn.Sequential(OrderedDict(zip(("-1", "0", "1"), layers, strict=True)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(self.avgpool(y))) + self.downsample(x))
+
+
+class Backbone(nn.ModuleDict):
+    """A ResNet as its children in order: (B, 3, H, W) to the maps of layer1, layer2, ..."""
+
+    def __init__(self, children: Mapping[str, nn.Module], channels: int) -> None:
+        super().__init__(children)
+        self.channels = channels  # of the last map
+        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for name, child in self.items():
+            x = child(x)
+            if name.startswith("layer"):
+                maps.append(x)
+        return maps
+
+
+def clip_resnet(layers: Sequence[int], width: int = 64) -> Backbone:
+    """CLIP's ResNet: a stem of three convolutions, then a stage for each count of blocks."""
+    children, channels = {}, 3
+    for k, outputs in enumerate((width // 2, width // 2, width), start=1):
+        pair = conv_bn(channels, outputs, 3, stride=2 if k == 1 else 1)
+        children |= {f"conv{k}": pair[0], f"bn{k}": pair[1], f"relu{k}": nn.ReLU(inplace=True)}
+        channels = outputs
+    children["avgpool"] = nn.AvgPool2d(2)
+    for k, blocks in enumerate(layers):
+        stage = []
+        for block in range(blocks):
+            stage.append(Bottleneck(channels, width * 2**k, 2 if k > 0 and block == 0 else 1))
+            channels = 4 * width * 2**k
+        children[f"layer{k + 1}"] = nn.Sequential(*stage)
+    return Backbone(children, channels)
+
+
+def build_backbone(name: str, **size: Any) -> Backbone:
+    """Build an image backbone with random weights (step 1).
+
+    Args:
+        name: "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet".
+        size: for "clip_resnet", `layers` (block counts, four in CLIP) and `width` (even, or 64).
+    Returns: the backbone; its maps are at strides 4, 8, 16, 32.
+    Raises: ValueError for an unknown name or size.
+    """
+    plain = ("resnet18", "resnet34", "resnet50", "resnet101")
+    clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
+    if name not in (*plain, *clip):
+        raise ValueError(f"backbone: got {name!r}, wanted one of {', '.join((*plain, *clip))}")
+    if (size.keys() - {"width"} != {"layers"}) if name == "clip_resnet" else size:
+        raise ValueError(f"backbone_size: got {size}, wanted layers, width for 'clip_resnet' only")
+    if name in clip:
+        return clip_resnet(**(size or {"layers": clip[name]}))
+    children = dict(torchvision.models.get_model(name, weights=None).named_children())
+    classifier, _ = children.pop("fc"), children.pop("avgpool")
+    return Backbone(children, classifier.in_features)
+
+
+class Attention(nn.Module):
+    """Multi-head scaled-dot-product attention with CLIP's parameter names."""
+
+    def __init__(self, width: int, heads: int, outputs: int | None = None) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: got {heads}, wanted a divisor of the width {width}")
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj = nn.Linear(width, outputs or width)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+            nn.init.zeros_(layer.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, S, width/heads)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None):
+        """Attend from (B, Q, width) over (B, S, width), to keys where `valid` (B, S) only."""
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        mask = None if valid is None else valid[:, None, None]  # over (B, heads, Q, S)
+        y = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), mask)
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """How much each query (B, Q, width) attends to each key, (B, Q, S); mean over heads."""
+        q, k = self._split(self.q_proj(query)), self._split(self.k_proj(key))
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+
+
+class AttentionPool(Attention):
+    """CLIP's attention pool (step 1): the mean token's query gives the image feature, each other
+    token's its local token. Positions are learned for a grid * grid map, else interpolated.
+    """
+
+    def __init__(self, channels: int, grid: int, outputs: int) -> None:
+        super().__init__(channels, max(1, channels // 64), outputs)
+        self.grid = grid
+        table = torch.randn(1 + grid**2, channels) * channels**-0.5
+        self.positional_embedding = nn.Parameter(table)  # the mean token's, then the map's
+
+    def tokens(self, feature_map: Tensor) -> Tensor:
+        """List (B, C, h, w) as (B, 1 + S, C): the mean token, then the map, plus positions."""
+        x = feature_map.flatten(2).transpose(1, 2)
+        first, rest = self.positional_embedding.split([1, self.grid**2])
+        rest = resize_table(rest, self.grid, feature_map.shape[2:])
+        return torch.cat([x.mean(1, keepdim=True), x], 1) + torch.cat([first, rest])
+
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool (B, C, h, w) into an image feature (B, D) and local tokens (B, S, D)."""
+        x = self.tokens(feature_map)
+        y = super().forward(x, x, x)
+        return y[:, 0], y[:, 1:]
+
+
+class Layer(nn.Module):
+    """Attention and MLP of a Transformer, with CLIP's two normalisations and its GELU."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        x = self.c_fc(self.ln_2(x))
+        return self.c_proj(x * torch.sigmoid(1.702 * x))
+
+    def encode(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Let positions (B, S, width) see each other where `valid` (B, S) (step 3)."""
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, valid)
+        return x + self.mlp(x)
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let queries (B, Q, width) see the image tokens and not each other (step 5)."""
+        query = query + self.ln_1(self.attn(query, key, value))
+        return query + self.mlp(query)
+
+
+class TextEncoder(nn.Module):
+    """Transformer over the characters of one word, or in "sentence" of all words together."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, self.sentence = config.text_width, config.text_encoder == "sentence"
+        words = WORDS if self.sentence else 1  # words share PE unless one sequence
+        self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), width))
+        self.position = nn.Parameter(0.01 * torch.randn(CHARS, words, width))
+        self.layers = nn.ModuleList(
+            Layer(width, config.text_heads) for _ in range(config.text_layers)
+        )
+        self.ln_final = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.joint_width, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ce_j = W_c c_j + PE_j, PE learned (step 2): (B, L, N) ids to (B, L, N, T)."""
+        return F.embedding(ids, self.character) + self.position[: ids.shape[1], : ids.shape[2]]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode (B, L, N) ids as (B, L, N, D), zero at pads, which are never attended to."""
+        B, L, N = ids.shape
+        first, last = (1, 2) if self.sentence else (0, 1)
+        x = self.embed(ids).transpose(1, 2).flatten(first, last)  # (B*N, L, T), or (B, N*L, T)
+        valid = (ids != PAD).transpose(1, 2).flatten(first, last)
+        valid = valid | ~valid.any(1, keepdim=True)  # softmax needs a key: then pads, zeroed below
+        for layer in self.layers:
+            x = layer.encode(x, valid)  # D5
+        x = self.projection(self.ln_final(x)).reshape(B, N, L, -1).transpose(1, 2)
+        return x * (ids != PAD).unsqueeze(-1)
+
+
+def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Hide one character of every word, drawn uniformly among its own (step 4).
+
+    Args: ids, (B, L, N) int64; generator, source of the draw, torch's global one unless given.
+    Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
+    """
+    device = ids.device if generator is None else generator.device
+    draw = torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
+    winner = draw.masked_fill(ids <= END, -1).argmax(1, keepdim=True)
+    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > END)
+    return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE)
+
+
+class VisualTextualDecoder(nn.Module):
+    """Reads the image tokens with the characters as queries (step 5)."""
+
+    def __init__(self, config: Config, grid: int) -> None:
+        super().__init__()
+        width, self.grid = config.joint_width, grid
+        self.position = nn.Parameter(torch.randn(grid**2, width) * width**-0.5)
+        self.layers = nn.ModuleList(
+            Layer(width, config.decoder_heads) for _ in range(config.decoder_layers)
+        )
+        self.ln_final = nn.LayerNorm(width)
+
+    def forward(
+        self, query: Tensor, local: Tensor, size: tuple[int, int], weights: bool = False
+    ) -> Tensor:
+        """Decode (B, Q, D) over (B, S, D), an (h, w) map, or show its weights (B, Q, S)."""
+        key = local + resize_table(self.position, self.grid, size)  # values go without position
+        for layer in self.layers:
+            before, query = query, layer.decode(query, key, local)
+        return self.layers[-1].attn.weights(before, key) if weights else self.ln_final(query)
+
+
+class Output(NamedTuple):
+    """What `VLPT.forward` returns; image and text features are not normalised."""
+
+    image: Tensor  # (B, D)
+    text: Tensor  # (B, D), zero for an image without words
+    logits: Tensor  # (B, L, N, V), zero at pads
+    log_scale: Tensor  # (), natural log of 1/temperature
+
+
+def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_cls (step 6): mean cross-entropy of logits (B, L, N, V) at the masked positions, where
+    targets (B, L, N) hold the hidden ids; elsewhere they are IGNORE.
+
+    Returns: () nats, >= 0, ln V at chance; 0, with zero gradient, where nothing is masked.
+    Raises: ValueError if the shapes differ.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"targets: got {tuple(targets.shape)}, wanted {tuple(logits.shape[:-1])}")
+    rows, wanted = logits.flatten(0, 2), targets.flatten()
+    total = F.cross_entropy(rows, wanted, ignore_index=IGNORE, reduction="sum")
+    return total / (wanted != IGNORE).sum().clamp(min=1)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+    """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
+
+    Args:
+        image, text: (B, D) of any norm, row b a pair. A zero text row is an image without words
+            and left out of both directions, as a pair and as a negative.
+        log_scale: () natural log of 1/temperature, whose exp is capped at 100 (D6).
+    Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
+    Raises: ValueError if the shapes differ.
+    """
+    if image.shape != text.shape:
+        raise ValueError(f"text: got {tuple(text.shape)}, wanted {tuple(image.shape)}, as image")
+    worded = text.ne(0).any(1)
+    image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
+    logits = log_scale.exp().clamp(max=100) * image @ text.T
+    pairs = torch.arange(len(logits), device=logits.device)
+    both = [F.cross_entropy(rows, pairs, reduction="sum") for rows in (logits, logits.T)]
+    return (both[0] + both[1]) / max(1, len(pairs))  # D3
+
+
+def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:
+    """L = L_cls + L_bc, no weights (step 8); `contrastive=False` leaves L_bc out."""
+    loss = char_loss(output.logits, targets)
+    return loss + contrastive_loss(*output[:2], output.log_scale) if contrastive else loss
+
+
+class VLPT(nn.Module):
+    """Image encoder, character-aware text encoder and visual-textual decoder of one `Config`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, **config.backbone_size)
+        grid, width = config.image_size // self.backbone.stride, config.joint_width
+        self.pool = AttentionPool(self.backbone.channels, grid, width)
+        self.text = TextEncoder(config)
+        self.decoder = VisualTextualDecoder(config, grid) if config.decoder != "none" else None
+        self.head = nn.Linear(width, len(Alphabet(config.alphabet)))
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, images: Tensor, ids: Tensor) -> Output:
+        """Run steps 1, 2, 3 and 5 on images (B, 3, H, W), normalised, H and W multiples of 32, and
+        ids (B, L, N) int64, one character of each word masked; ValueError if a shape does not fit.
+        """
+        self._check(images, ids)
+        used = trim(ids)  # run over the longest word; the other slots are zero either way
+        feature_map = self.backbone(images)[-1]
+        image, local = self.pool(feature_map)
+        te, valid = self.text(used), used != PAD
+        text = masked_mean(masked_mean(te, valid, 1), valid.any(1), 1)  # D1, D4
+        query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N, D)
+        y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
+        logits = self.head(y).unflatten(1, used.shape[1:]) * valid.unsqueeze(-1)
+        empty = [slots - ours for slots, ours in zip(ids.shape, used.shape, strict=True)]
+        return Output(image, text, F.pad(logits, (0, 0, 0, empty[2], 0, empty[1])), self.log_scale)
+
+    @torch.no_grad()
+    def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the image feature and each character come from, averaged over heads.
+
+        Returns: the pool's map (B, h, w), among the image tokens without the mean token; the last
+            decoder layer's (B, L, N, h, w), followed through the pool, which mixes the places of
+            its local tokens. Each map sums to 1, those of pads too.
+        Raises: ValueError as `forward`, and for decoder="none".
+        """
+        self._check(images, ids)
+        if self.decoder is None:
+            raise ValueError("decoder: got 'none', wanted 'visual_textual' for attention maps")
+        feature_map = self.backbone(images)[-1]
+        size, tokens = feature_map.shape[2:], self.pool.tokens(feature_map)
+        image, local = self.pool.weights(tokens, tokens[:, 1:]).split([1, len(tokens[0]) - 1], 1)
+        query, mixed = self.text(ids).flatten(1, 2), self.pool(feature_map)[1]
+        characters = self.decoder(query, mixed, size, weights=True) @ local
+        return image.reshape(-1, *size), characters.reshape(*ids.shape, *size)
+
+    def _check(self, images: Tensor, ids: Tensor) -> None:
+        got = tuple(images.shape)
+        if len(got) != 4 or got[1] != 3 or got[2] % 32 or got[3] % 32:
+            raise ValueError(f"images: got {got}, wanted (B, 3, H, W), H and W multiples of 32")
+        if ids.ndim != 3 or len(ids) != got[0] or ids.shape[1] > CHARS or ids.shape[2] > WORDS:
+            raise ValueError(
+                f"ids: got {tuple(ids.shape)}, wanted ({got[0]}, <={CHARS}, <={WORDS})"
+            )
+
+
+def trim(ids: Tensor) -> Tensor:
+    """Drop the last slots of (B, L, N) that are empty in every image; one slot always stays."""
+    used = (ids != PAD).any(0)
+    L, N = (int(used.any(dim).nonzero().amax()) + 1 if used.any() else 1 for dim in (1, 0))
+    return ids[:, :L, :N]
+
+
+STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # CLIP's, and where others keep it
+LAYOUTS = {
+    "native": STEM,
+    "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
+    "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
+}
+
+
+def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
+    """Map native keys to a layout's; elsewhere than in CLIP a shortcut's pool has number 0."""
+    keys = {key: key for key in backbone.state_dict()}
+    if layout != "native" and "conv3" in backbone:
+        for key in keys:
+            module, rest = key.split(".", 1)
+            module = dict(zip(STEM, LAYOUTS[layout], strict=True)).get(module, module)
+            rest = re.sub(r"(?<=downsample\.)\d", lambda found: str(int(found[0]) + 1), rest)
+            keys[key] = f"{module}.{rest}"
+    return keys
+
+
+def export_backbone(
+    model: "VLPT | Backbone", path: str | os.PathLike, layout: str = "native"
+) -> None:
+    """Write the backbone's weights and nothing else, whole or not at all (step 9).
+
+    Args:
+        model: a `VLPT`, or a backbone that `build_backbone` made.
+        path: ends in ".pt", or ".safetensors", which needs the package safetensors.
+        layout: "native", names of torchvision or CLIP; "mmocr" (CLIPResNet); "timm" (resnetaa50d).
+    Raises: ValueError for anything else.
+    """
+    path, backbone = Path(path), model.backbone if isinstance(model, VLPT) else model
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: got {layout!r}, wanted one of {', '.join(LAYOUTS)}")
+    if path.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"path: got {str(path)!r}, wanted an ending of .pt or .safetensors")
+    keys, state = layout_keys(backbone, layout), backbone.state_dict()
+    state = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".pt":
+        torch.save(state, part)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+def load_backbone(source: str | os.PathLike | Mapping, name: str, **size: Any) -> Backbone:
+    """Build `name` (see `build_backbone`) and fill it from an export or a released checkpoint.
+
+    Args: source, a path or the mapping that its file holds, in any layout.
+    Raises: FileNotFoundError; ValueError for a damaged file or other than exactly its tensors.
+    """
+    backbone = build_backbone(name, **size)
+    state = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
+    state = {key.removeprefix("module."): v for key, v in state.get("state_dict", state).items()}
+    for prefix in ("visual.", "backbone."):
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = {key: v for key, v in state.items() if not key.startswith("attnpool.")}
+    for layout in LAYOUTS:
+        keys = layout_keys(backbone, layout)
+        if state.keys() == set(keys.values()):
+            state = {ours: state[theirs] for ours, theirs in keys.items()}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"source: not the weights of {name}: {error}") from None
+    return backbone
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Read what a .pt or .safetensors file holds, tensors and plain values only."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has its own class, in zipfile, pickle, torch
+        if isinstance(error, (FileNotFoundError, ImportError)):
+            raise
+        raise ValueError(f"{path}: not a readable checkpoint: {error}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print each stage for a batch of two images.")
+    parser.add_argument("preset", nargs="?", choices=("tiny", "oclip_rn50"), default="tiny")
+    config = {"tiny": TINY, "oclip_rn50": OCLIP_RN50}[parser.parse_args().preset]
+
+    def report(stage: nn.Module, _inputs: tuple, outputs: Tensor | Sequence[Tensor]) -> None:
+        shapes = [tuple(y.shape) for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+        size = sum(p.numel() for p in stage.parameters())
+        print(f"{type(stage).__name__:<21}{size:>11,} parameters ->", *shapes)
+
+    model = VLPT(config).eval()
+    for stage in (*filter(None, model.children()), model):
+        stage.register_forward_hook(report)
+    ids = Alphabet(config.alphabet).encode([config.alphabet * CHARS] * WORDS).expand(2, -1, -1)
+    model(torch.zeros(2, 3, config.image_size, config.image_size), mask_one_char(ids)[0])
+
+
+if __name__ == "__main__":
+    main()
