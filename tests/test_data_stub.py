@@ -1,0 +1,414 @@
+"""Tests of data_stub.py: the renderer, the readers, what the model is fed, the contact sheet."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+
+import data_stub as ds
+import vlpt
+
+REAL = Path(os.getenv("VLPT_ICDAR2015", "../shared/data/icdar2015"))
+ALPHABET = vlpt.Alphabet(vlpt.PRINTABLE)
+SCENES = [(32, ds.Scene()), (64, ds.DIGITS), (64, ds.Scene()), (256, ds.Scene())]
+
+
+def areas(quads: np.ndarray) -> np.ndarray:
+    """Signed areas; positive is clockwise where y points down."""
+    x, y = quads[..., 0], quads[..., 1]
+    return 0.5 * (x * np.roll(y, -1, -1) - np.roll(x, -1, -1) * y).sum(-1)
+
+
+class TestRender:
+    @settings(max_examples=10, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 2**31), index=st.integers(0, 10**9))
+    def test_same_arguments_same_bytes(self, seed, index):
+        one, two, other = (ds.render(seed, k, 64) for k in (index, index, index + 1))
+        assert np.array_equal(one.image, two.image) and one.words == two.words
+        assert np.array_equal(one.quads, two.quads)
+        assert not np.array_equal(one.image, other.image)
+
+    @pytest.mark.parametrize(("size", "scene"), SCENES)
+    def test_every_picture_has_words_with_quads_that_fit(self, size, scene):
+        for index in range(60 if size < 256 else 25):
+            image, words, quads = ds.render(1, index, size, scene=scene)
+            assert image.shape == (size, size, 3) and image.dtype == np.uint8
+            assert 1 <= len(words) <= scene.words[1]
+            assert quads.shape == (len(words), 4, 2) and quads.dtype == np.float32
+            assert quads.min() >= 0 and quads.max() <= size
+            assert (areas(quads) > 9).all()  # clockwise, and larger than a speck
+            left, right = quads[:, [0, 3]].mean((1, 2)), quads[:, [1, 2]].mean((1, 2))
+            assert (quads[:, 1, 0] > quads[:, 0, 0]).all() and left.shape == right.shape
+            assert set("".join(words)) <= set(scene.alphabet)
+
+    def test_words_do_not_overlap(self):
+        for index in range(40):
+            quads = ds.render(2, index, 256).quads
+            boxes = [(*quad.min(0), *quad.max(0)) for quad in quads]
+            for k, (x0, y0, x1, y1) in enumerate(boxes):
+                for u0, v0, u1, v1 in boxes[:k]:
+                    assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+
+    def test_letters_stand_out_inside_their_quads(self):
+        """Two clusters of luminance in a quad must lie apart; on bare ground they do not."""
+
+        def spread(image, quad):
+            (x0, y0), (x1, y1) = np.round([quad.min(0), quad.max(0)]).astype(int)
+            light = np.asarray(Image.fromarray(image).convert("L"), float)[y0:y1, x0:x1].ravel()
+            middle = (light.min() + light.max()) / 2
+            return light[light >= middle].mean() - light[light < middle].mean()
+
+        found = [spread(s.image, quad) for k in range(60)
+                 for s in [ds.render(3, k, 128)] for quad in s.quads]  # fmt: skip
+        assert np.mean(np.array(found) > 50) > 0.95
+
+    def test_halves_share_no_word(self):
+        words = {}
+        for split in ds.SPLITS:
+            drawn = [w for k in range(150) for w in ds.render(0, k, 64, split).words]
+            words[split] = {w.lower() for w in drawn}
+        assert not words["train"] & words["heldout"]
+        assert all(ds.split_of(w) == split for split in ds.SPLITS for w in words[split])
+        assert all(ds.split_of(w) == ds.split_of(w.upper()) for w in words["train"])
+
+    def test_one_word_in_ten_is_held_out(self):
+        held = np.mean([ds.split_of(str(k)) == "heldout" for k in range(10_000)])
+        assert held == pytest.approx(0.1, abs=0.01)
+
+    def test_every_kind_of_word_is_drawn(self):
+        rng = np.random.default_rng(0)
+        for kind, sample in (("list", str.isalpha), ("number", str.isdigit),
+                             ("pseudo", str.isalpha)):  # fmt: skip
+            words = [ds.draw_word(rng, ds.Scene(kinds=(kind,)), "train") for _ in range(30)]
+            assert all(map(sample, words)) and len(set(words)) > 10
+        words = [ds.draw_word(rng, ds.Scene(kinds=("random",)), "train") for _ in range(200)]
+        assert len(set("".join(words))) > 85  # of 94: the text side cannot guess these
+        assert {len(w) for w in words} == set(range(2, 11))
+
+    def test_pillow_s_own_font_is_enough(self, monkeypatch):
+        monkeypatch.setattr(ds, "FONT_FOLDERS", ())
+        ds.font_files.cache_clear()
+        try:
+            assert ds.font_files() == (None,)
+            assert ds.render(0, 0, 64).words
+        finally:
+            ds.font_files.cache_clear()
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(
+        width=st.integers(5, 200), height=st.integers(5, 80),
+        jitter=st.lists(st.floats(-0.2, 0.2), min_size=8, max_size=8),
+    )  # fmt: skip
+    def test_homography_solves_the_eight_equations(self, width, height, jitter):
+        corners = ds.box_corners(0, 0, width, height)
+        quad = corners + np.reshape(jitter, (4, 2)) * [width, height] + 7
+        rows, wanted = [], []
+        for (x, y), (u, v) in zip(corners, quad, strict=True):
+            rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+            wanted += [u, v]
+        solved = np.append(np.linalg.solve(rows, wanted), 1).reshape(3, 3)
+        matrix = ds.homography(width, height, quad)
+        np.testing.assert_allclose(matrix / matrix[2, 2], solved, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(ds.apply(matrix, corners), quad, rtol=1e-9, atol=1e-9)
+
+    def test_the_quad_is_where_the_word_is(self, monkeypatch):
+        """With a solid block in place of the letters, the changed pixels fill the quad."""
+
+        def block(rng, word, font, margin, ground, plated):
+            (pad, _), (left, top, right, bottom) = margin, font.getbbox(word)
+            shape = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
+            ink = Image.new("L", shape)
+            ink.paste(255, (pad, pad, shape[0] - pad, shape[1] - pad))
+            return Image.merge("RGBA", (ink, ink, ink, ink)), ink
+
+        monkeypatch.setattr(ds, "paint", block)
+        for seed in range(20):
+            rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128))
+            quad = ds.place_word(rng, image, "H48H", ds.Scene(), np.zeros((128, 128), bool))
+            polygon = Image.new("L", image.size)
+            ImageDraw.Draw(polygon).polygon(quad.ravel().tolist(), fill=255)
+            found, want = np.asarray(image)[..., 0] > 127, np.asarray(polygon) > 0
+            assert (found & want).sum() / (found | want).sum() > 0.85  # a pixel around the rim
+
+
+class TestFolders:
+    def test_synthtext_reads_what_is_written(self, tmp_path):
+        ds.write_synthtext(tmp_path, 20, seed=4, size=64)
+        train, held = (ds.SynthText(tmp_path, split) for split in ds.SPLITS)
+        assert (len(train), len(held)) == (18, 2)
+        want = [ds.render(4, k, 64) for k in range(20)]
+        order = [k for k in range(20) if k % 10 != 9], [9, 19]
+        for source, indices in zip((train, held), order, strict=True):
+            for got, k in zip(source, indices, strict=True):
+                assert got.words == want[k].words
+                np.testing.assert_array_equal(got.quads, want[k].quads)
+                difference = got.image.astype(int) - want[k].image
+                assert abs(difference).mean() < 12  # JPEG of noise
+
+    def test_synthtext_with_one_word_has_its_quad(self, tmp_path):
+        from scipy.io import loadmat, savemat
+
+        ds.write_synthtext(tmp_path, 4, seed=0, size=64)
+        table = loadmat(tmp_path / "gt.mat")
+        for k in range(4):  # as in the original: 2 x 4 where there is one word, lines of several
+            table["wordBB"][0, k] = np.arange(8.0).reshape(2, 4)
+            table["txt"][0, k] = np.array(["EXIT\n"])
+        table["txt"][0, 1] = np.array(["NO EXIT\nHERE "])
+        savemat(tmp_path / "gt.mat", {k: table[k] for k in ("imnames", "txt", "wordBB")})
+        source = ds.SynthText(tmp_path)
+        assert source[0].words == ["EXIT"]
+        assert source[0].quads.tolist() == [[[0, 4], [1, 5], [2, 6], [3, 7]]]
+        assert source[1].words == ["NO", "EXIT", "HERE"] and source[1].quads is None
+        assert source.notes == {"quads of pictures with another number of words": 1}
+
+    def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
+        Image.new("RGB", (40, 20), (9, 8, 7)).save(tmp_path / "a.png")
+        quad = [[[1, 2], [30, 2], [30, 12], [1, 12]]]
+        lines = [{"image": "a.png", "words": ["Émile"], "quads": quad},
+                 {"image": "a.png", "words": ["two", "words"]},
+                 {"image": "a.png", "words": []}]  # fmt: skip
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (tmp_path / "d.jsonl").write_text(text + "\n\n", encoding="utf-8")
+        source = ds.JsonLines(tmp_path / "d.jsonl")
+        assert len(source) == 2 and len(ds.JsonLines(tmp_path / "d.jsonl", "heldout")) == 1
+        assert source[0].words == ["Émile"] and source[0].quads.tolist() == quad
+        assert source[1].words == ["two", "words"] and source[1].quads is None
+        assert source[0].image.shape == (20, 40, 3) and source[0].image[0, 0].tolist() == [9, 8, 7]
+
+    def make_icdar(self, root: Path, numbers: list[int]) -> None:
+        images, labels = (
+            root / "ch4_training_images",
+            root / ("ch4_training_localization_transcription_gt"),
+        )
+        images.mkdir(parents=True)
+        labels.mkdir()
+        for n in numbers:
+            Image.new("RGB", (64, 48)).save(images / f"img_{n}.jpg")
+            text = (
+                f"\ufeff1,2,9,2,9,6,1,6,word{n}\r\n1,2,9,2,9,6,1,6,###\r\n3,4,5,4,5,9,3,9,a,b\r\n"
+            )
+            (labels / f"gt_img_{n}.txt").write_text(text, encoding="utf-8", newline="")
+
+    def test_icdar_labels_with_mark_commas_and_unreadable_words(self, tmp_path):
+        self.make_icdar(tmp_path, [2, 800, 801, 1000, 10])
+        train, held = (ds.ICDAR2015(tmp_path, split) for split in ds.SPLITS)
+        assert [s.words for s in train] == [["word2", "a,b"], ["word10", "a,b"], ["word800", "a,b"]]
+        assert [s.words[0] for s in held] == ["word801", "word1000"]
+        assert train[0].quads[0].tolist() == [[1, 2], [9, 2], [9, 6], [1, 6]]
+        assert (train.notes, held.notes) == (
+            {"words marked unreadable": 3}, {"words marked unreadable": 2},
+        )  # fmt: skip
+
+    @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
+    def test_icdar_itself(self):
+        train, held = (ds.ICDAR2015(REAL, split) for split in ds.SPLITS)
+        assert (len(train), len(held)) == (800, 200)
+        assert sum(len(item.words) for item in train.items + held.items) == 4468
+        assert sum((train.notes + held.notes).values()) == 11_886 - 4468
+        assert train[0].image.shape == (720, 1280, 3)
+
+    @pytest.mark.parametrize("reader", [ds.SynthText, ds.ICDAR2015, ds.JsonLines])
+    def test_a_missing_path_is_named_with_what_is_wanted(self, reader, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"(?s)nowhere.*not found; wanted\n    "):
+            reader(tmp_path / "nowhere")
+
+    def test_a_label_file_that_is_missing_is_named(self, tmp_path):
+        self.make_icdar(tmp_path, [1, 2])
+        next(tmp_path.glob("*gt/gt_img_2.txt")).unlink()
+        with pytest.raises(FileNotFoundError, match=r"gt_img_2\.txt: not found"):
+            ds.ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize("line", ["1,2,3,4,5,6,7,word", "1,2,3,4,5,6,7,x,word", "word", ""])
+    def test_a_malformed_label_is_named_by_file_and_line(self, tmp_path, line):
+        self.make_icdar(tmp_path, [1, 2])
+        path = next(tmp_path.glob("*gt/gt_img_2.txt"))
+        path.write_text("1,2,9,2,9,6,1,6,fine\n" + line + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"gt_img_2\.txt:2: got .*, wanted x1,y1"):
+            ds.ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize(
+        "line",
+        ["{", "[]", '{"words": ["a"]}', '{"image": "a.png"}', '{"image": 3, "words": ["a"]}',
+         '{"image": "a.png", "words": [3]}', '{"image": "a.png", "words": "EXIT"}',
+         '{"image": "a.png", "words": ["a"], "quads": [[1, 2]]}',
+         '{"image": "a.png", "words": ["a", "b"], "quads": [[[1, 2], [3, 4], [5, 6], [7, 8]]]}'],
+    )  # fmt: skip
+    def test_a_malformed_json_line_is_named_by_file_and_line(self, tmp_path, line):
+        good = '{"image": "a.png", "words": ["a"]}\n'
+        (tmp_path / "d.jsonl").write_text(good + line + "\n")
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: got .*, wanted \{\"image\": path"):
+            ds.JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize("text", ["", '{"image": "a.png", "words": ["a"]}\n'])
+    def test_fewer_than_two_pictures_cannot_be_split(self, tmp_path, text):
+        (tmp_path / "d.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"d\.jsonl: got [01] annotated pictures, wanted 2"):
+            ds.JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+    def test_a_damaged_gt_mat_is_named(self, tmp_path, content):
+        (tmp_path / "gt.mat").write_bytes(content)
+        with pytest.raises(ValueError, match=r"gt\.mat: not SynthText's gt\.mat"):
+            ds.SynthText(tmp_path)
+
+    def test_a_gt_mat_of_something_else_is_named(self, tmp_path):
+        from scipy.io import savemat
+
+        savemat(tmp_path / "gt.mat", {"imnames": np.zeros(3)})
+        with pytest.raises(ValueError, match=r"gt\.mat: not SynthText's gt\.mat"):
+            ds.SynthText(tmp_path)
+
+    @pytest.mark.parametrize("spec", ["imagenet", "synthtext", "jsonl:", "synth:x", ""])
+    def test_an_unknown_source_is_named(self, spec):
+        with pytest.raises(ValueError, match=f"data: got '{spec}', wanted synth, synthtext:PATH"):
+            ds.open_source(spec, "train", 64, 10)
+
+
+class TestPretraining:
+    def rendered(self, **changes) -> ds.Pretraining:
+        scene = ds.Scene(words=(4, 5), chars=(2, 3), height=(0.08, 0.1))
+        return ds.Pretraining(
+            ds.Rendered(96, 6, scene=scene), ALPHABET, 96, **{"seed": 0} | changes
+        )
+
+    def test_an_epoch_visits_every_picture_once_in_another_order(self):
+        data = self.rendered()
+        pictures = [ds.render(0, k, 96, scene=data.source.scene).image for k in range(6)]
+
+        def visited(k):
+            image = data[k][0].permute(1, 2, 0).numpy()
+            return next(i for i, p in enumerate(pictures) if np.array_equal(p, image))
+
+        epochs = [[visited(epoch * 6 + k) for k in range(6)] for epoch in range(3)]
+        assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+    def test_up_to_three_words_are_drawn_anew_each_epoch(self):
+        data, drawn = self.rendered(), {}
+        for k in range(36):
+            words = ALPHABET.decode(data[k][1])
+            words = [w for w in words if w]
+            image = data[k][0].numpy().tobytes()
+            drawn.setdefault(image, []).append(tuple(words))
+        assert len(drawn) == 6
+        for index in range(6):
+            sample = ds.render(0, index, 96, scene=data.source.scene)
+            image = np.ascontiguousarray(sample.image.transpose(2, 0, 1)).tobytes()
+            for words in drawn[image]:
+                assert len(words) == min(3, len(sample.words))
+                assert not Counter(words) - Counter(sample.words)  # without replacement
+            if len(sample.words) > 3:
+                assert len(set(drawn[image])) > 1
+
+    def test_workers_change_no_byte(self):
+        batches = [list(DataLoader(self.rendered(), batch_sampler=[[0, 1, 2], [3, 4, 5], [6, 7]],
+                                   num_workers=workers, collate_fn=ds.collate))
+                   for workers in (0, 2)]  # fmt: skip
+        for one, two in zip(*batches, strict=True):
+            assert torch.equal(one.images, two.images) and torch.equal(one.ids, two.ids)
+        assert one.images.shape == (2, 3, 96, 96) and one.images.dtype == torch.uint8
+        assert one.ids.shape == (2, 25, 3) and one.ids.dtype == torch.int64
+
+    def test_another_seed_is_another_run(self):
+        one, two = ([tuple(ALPHABET.decode(self.rendered(seed=seed)[k][1])) for k in range(6)]
+                    for seed in (0, 1))  # fmt: skip
+        assert one != two
+
+    def folder(self, tmp_path: Path, words: list[list[str]]) -> Path:
+        """Each list is a training picture; a held-out one is added at the end."""
+        path = tmp_path / "d.jsonl"
+        lines = []
+        for k, each in enumerate([*words, ["held"]]):
+            Image.new("RGB", (50, 30), (k, k, k)).save(tmp_path / f"{k}.png")
+            lines.append(json.dumps({"image": f"{k}.png", "words": each}))
+        path.write_text("\n".join(lines))
+        return path
+
+    def test_words_that_cannot_be_learned_are_counted(self, tmp_path):
+        path = self.folder(
+            tmp_path, [["fine", "", "  ", "née", "two words"], ["x" * 40], [], ["é"]]
+        )
+        data = ds.Pretraining(ds.JsonLines(path), ALPHABET, 32, 0)
+        assert data.notes == {
+            "words that are empty": 2, "words with characters outside the alphabet": 3,
+            "words cut to 25 characters": 1, "pictures without a usable word": 2,
+        }  # fmt: skip
+        words = {tuple(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
+        assert words == {("fine",), ("x" * 25,)}
+        assert data[0][0].shape == (3, 32, 32)
+
+    def test_nothing_usable_at_all_is_an_error(self, tmp_path):
+        path = self.folder(tmp_path, [["é"], []])
+        with pytest.raises(ValueError, match=r"d\.jsonl: no picture has a word that the alphabet"):
+            ds.Pretraining(ds.JsonLines(path), ALPHABET, 32, 0)
+
+    @pytest.mark.parametrize("damage", ["garbage", "truncated", "missing", "empty", "folder"])
+    def test_a_picture_that_cannot_be_read_is_skipped_and_named(self, tmp_path, damage):
+        path = self.folder(tmp_path, [["one"], ["two"], ["three"]])
+        picture = tmp_path / "1.png"
+        content = picture.read_bytes()
+        picture.unlink()
+        if damage == "folder":
+            picture.mkdir()
+        elif damage != "missing":
+            cut = {"garbage": b"not a picture", "truncated": content[:-30], "empty": b""}
+            picture.write_bytes(cut[damage])
+        data = ds.Pretraining(ds.JsonLines(path), ALPHABET, 32, 0)
+        batch = ds.collate([data[k] for k in range(3)])
+        assert len(batch.images) == len(batch.ids) == 2 and len(batch.skipped) == 1
+        assert "1.png: not a readable picture" in batch.skipped[0]
+
+    def test_a_batch_of_which_nothing_can_be_read_is_empty(self):
+        batch = ds.collate(["a.png: not a readable picture", "b.png: not a readable picture"])
+        assert len(batch.images) == len(batch.ids) == 0 and len(batch.skipped) == 2
+
+    @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
+    def test_pictures_of_any_mode_become_rgb(self, tmp_path, mode):
+        path = self.folder(tmp_path, [["one"]])
+        name = "0.tif" if mode == "CMYK" else "0.png"
+        Image.new(mode, (50, 30)).save(tmp_path / name)
+        path.write_text(path.read_text().replace("0.png", name))
+        assert ds.JsonLines(path)[0].image.shape == (30, 50, 3)
+
+
+class TestCommandLine:
+    def run(self, *args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, ds.__file__, *args], capture_output=True, text=True, check=False
+        )
+
+    def test_draws_a_sheet(self, tmp_path):
+        done = self.run("--sheet", str(tmp_path / "s.png"), "--count", "7", "--size", "64")
+        assert done.returncode == 0, done.stderr
+        assert "7 pictures of synth, train" in done.stdout
+        with Image.open(tmp_path / "s.png") as sheet:
+            pixels = np.asarray(sheet)
+        assert pixels.shape[1] == 6 * 262 and pixels.std() > 30
+        assert ((pixels == (255, 220, 0)).all(-1)).sum() > 7 * 5  # the dots at first corners
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [(["--data", "imagenet"], "data: got 'imagenet'"), (["--count", "0"], "--count"),
+         (["--data", "icdar2015:nowhere"], "nowhere"), (["--size", "8"], "--size")],
+    )  # fmt: skip
+    def test_a_mistake_is_one_error_without_a_traceback(self, tmp_path, args, message):
+        done = self.run("--sheet", str(tmp_path / "s.png"), *args)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.startswith("data_stub.py: error: ") and message in done.stderr
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["none/s.png", "s.nonsense"])
+    def test_a_sheet_that_cannot_be_written_is_one_error(self, tmp_path, name):
+        done = self.run("--sheet", str(tmp_path / name), "--count", "1", "--size", "64")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "error" in done.stderr and Path(name).suffix in done.stderr
