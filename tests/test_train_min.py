@@ -1,0 +1,241 @@
+"""Tests of train_min.py: its parts on cases with known answers, then whole runs in a folder."""
+
+import itertools
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data_stub
+import train_min
+import vlpt
+
+QUICK = ["--samples", "32", "--batch", "8", "--eval", "16", "--workers", "0", "--name", "t"]
+
+
+class Seer(torch.nn.Module):
+    """A stand-in for a model that reads perfectly: pixel (0, 0) holds the hidden character."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.log_scale, self.vocabulary = torch.nn.Parameter(torch.zeros(())), vocabulary
+
+    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> vlpt.Output:
+        unit = 1 / 255 / vlpt.PIXEL_STD[0]
+        seen = ((images[:, 0, 0, 0] + vlpt.PIXEL_MEAN[0] / vlpt.PIXEL_STD[0]) / unit).round().long()
+        logits = torch.nn.functional.one_hot(seen, self.vocabulary).float()
+        word = torch.nn.functional.one_hot(ids[:, 1, 0], self.vocabulary).float()
+        image = torch.nn.functional.one_hot(seen, self.vocabulary).float()
+        return vlpt.Output(image, word, logits[:, None, None].expand(-1, 25, 3, -1), self.log_scale)
+
+
+def seer_batch(characters: list[int]) -> data_stub.Batch:
+    """Words of twice the same character, so that either may be hidden and the other tells it."""
+    ids = torch.zeros(len(characters), 25, 3, dtype=torch.long)
+    images = torch.zeros(len(characters), 3, 4, 4, dtype=torch.uint8)
+    for b, character in enumerate(characters):
+        ids[b, 0, 0] = character
+        images[b, 0] = character
+    return data_stub.Batch(images, ids, [])
+
+
+class TestParts:
+    def test_learning_rate_warms_up_and_falls_to_zero(self):
+        rates = [train_min.lr_at(step, 1000, 100) for step in range(1000)]
+        assert rates[0] == pytest.approx(1 / 101) and max(rates) <= 1
+        assert np.argmax(rates) == pytest.approx(100, abs=2)
+        assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
+        assert rates[-1] < 1e-4
+        assert train_min.lr_at(500, 1000, 0) == pytest.approx(0.5)
+
+    def test_only_matrices_decay(self):
+        model = vlpt.VLPT(vlpt.TINY)
+        decayed, kept = train_min.make_optimizer(model, 1e-3, 0.1).param_groups
+        assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+        names = {id(p): name for name, p in model.named_parameters()}
+        assert {names[id(p)] for p in kept["params"]} == {
+            n for n in names.values()
+            if n.endswith("bias") or "ln_" in n or ".bn" in n or "downsample.1." in n
+            or n == "log_scale"
+        }  # fmt: skip
+        assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+    def test_evaluation_tells_reading_from_guessing(self):
+        model = Seer(13)
+        result = train_min.evaluate(model, [seer_batch([3, 4, 5]), seer_batch([6, 7])], seed=0)
+        assert (result["acc_right"], result["acc_other"], result["gain"]) == (1, 0, 1)
+        assert (result["pictures"], result["characters"]) == (5, 5)
+        assert model.training  # as before
+
+    def test_another_picture_with_the_same_character_counts_as_guessed(self):
+        result = train_min.evaluate(Seer(13), [seer_batch([3, 3, 3, 4])], seed=0)
+        assert (result["acc_right"], result["acc_other"]) == (1, 0.5)
+
+    def test_retrieval_counts_nearest_neighbours_both_ways(self):
+        class Paired(Seer):
+            def forward(self, images, ids):
+                eye = torch.eye(4)
+                text = eye[[0, 1, 3, 3]]  # the third text is the fourth picture's twin
+                return super().forward(images, ids)._replace(image=eye, text=text)
+
+        result = train_min.evaluate(Paired(13), [seer_batch([3, 4, 5, 6])], seed=0)
+        assert result["t2i"] == 0.75
+        assert 0.5 <= result["i2t"] <= 0.75  # two texts tie for the fourth picture
+
+    def test_a_batch_too_small_to_compare_is_left_out_and_none_left_is_an_error(self):
+        result = train_min.evaluate(Seer(13), [seer_batch([3]), seer_batch([4, 5])], seed=0)
+        assert result["pictures"] == 2
+        with pytest.raises(ValueError, match="no held-out picture can be read"):
+            train_min.evaluate(Seer(13), [seer_batch([3])], seed=0)
+
+    def test_a_loss_that_is_not_finite_stops(self):
+        model = vlpt.VLPT(vlpt.TINY)
+        with torch.no_grad():
+            model.head.bias.fill_(float("nan"))
+        optimizer = train_min.make_optimizer(model, 1e-3, 0.1)
+        before = [p.clone() for p in model.parameters()]
+        ids = vlpt.Alphabet("0123456789").encode(["12"])[None].repeat(2, 1, 1)
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        with pytest.raises(FloatingPointError, match="the loss is nan; a smaller --lr may help"):
+            train_min.train_step(model, optimizer, images, *vlpt.mask_one_char(ids))
+        after = model.parameters()  # the last good weights are still there
+        assert all(
+            torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.isfinite().all()
+        )
+
+    def test_a_step_lowers_the_loss_on_its_batch(self):
+        torch.manual_seed(0)
+        model = vlpt.VLPT(vlpt.TINY)
+        optimizer = train_min.make_optimizer(model, 1e-3, 0.0)
+        ids = torch.stack([vlpt.Alphabet("0123456789").encode([str(k) * 3]) for k in range(8)])
+        images = torch.randint(0, 255, (8, 3, 64, 64), dtype=torch.uint8)
+        masked = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        rows = [train_min.train_step(model, optimizer, images, *masked) for _ in range(12)]
+        assert rows[-1]["char"] < 0.8 * rows[0]["char"]
+        assert rows[-1]["contrastive"] < rows[0]["contrastive"]
+
+
+class TestRuns:
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        self.out = tmp_path / "runs" / "t"
+
+    def test_leaves_everything_it_promises(self, capsys):
+        train_min.main(QUICK)
+        lines = capsys.readouterr().out.splitlines()
+        chance = next(line for line in lines if "chance" in line).split()
+        assert (chance[1], chance[2]) == (f"{math.log(13):.3f}", f"{2 * math.log(8):.3f}")
+        names = {
+            "attention.png",
+            "backbone.safetensors",
+            "checkpoint.pt",
+            "loss.png",
+            "metrics.json",
+        }
+        assert {path.name for path in self.out.iterdir()} == names
+        for picture in ("loss.png", "attention.png"):
+            with Image.open(self.out / picture) as image:
+                assert image.width > 300 and np.asarray(image.convert("L")).std() > 10
+        result = dict(pair.split("=") for pair in lines[-1].removeprefix("RESULT ").split())
+        metrics = json.loads((self.out / "metrics.json").read_text())
+        assert metrics["result"]["samples"] == int(result["samples"]) == 32
+        assert result["acc_right"] == f"{metrics['evaluations'][-1]['acc_right']:.3f}"
+        assert [row["samples"] for row in metrics["steps"]] == [8, 16, 24, 32]
+
+    def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
+        train_min.main(QUICK)
+        checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        assert checkpoint["step"] == 4 and checkpoint["args"]["batch"] == 8
+        config = vlpt.Config(**checkpoint["config"])
+        model = vlpt.VLPT(config)
+        model.load_state_dict(checkpoint["state_dict"])
+        backbone = vlpt.load_backbone(
+            self.out / "backbone.safetensors", config.backbone, **config.backbone_size
+        )
+        for key, value in model.backbone.state_dict().items():
+            assert torch.equal(backbone.state_dict()[key], value)
+
+    def test_workers_and_repetition_change_nothing(self):
+        steps = []
+        for workers in ("0", "2", "2"):
+            train_min.main([*QUICK, "--workers", workers])
+            steps.append(json.loads((self.out / "metrics.json").read_text())["steps"])
+        assert steps[0] == steps[1] == steps[2]
+
+    def test_another_seed_changes_the_run(self):
+        steps = []
+        for seed in ("0", "1"):
+            train_min.main([*QUICK, "--seed", seed])
+            steps.append(json.loads((self.out / "metrics.json").read_text())["steps"])
+        assert steps[0] != steps[1]
+
+    def test_tensorboard_when_asked(self):
+        train_min.main([*QUICK, "--tensorboard"])
+        assert list((self.out / "tensorboard").glob("events.out.tfevents*"))
+
+    def test_tensorboard_that_is_not_installed_is_one_line(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(SystemExit, match="--tensorboard: needs `pip install tensorboard`"):
+            train_min.main([*QUICK, "--tensorboard"])
+
+    def test_trains_on_synthtext_with_all_characters_at_another_size(self, capsys):
+        data_stub.write_synthtext("st", 40, seed=0, size=128)
+        train_min.main([*QUICK, "--data", "synthtext:st", "--image-size", "96"])
+        out = capsys.readouterr().out
+        assert "heldout: 4 pictures of synthtext:st" in out and f"{math.log(97):.3f}" in out
+
+    def test_pictures_that_cannot_be_read_are_counted_and_named(self, capsys):
+        data_stub.write_synthtext("st", 30, seed=0, size=64)
+        (data_stub.Path("st/1/picture_3.jpg")).write_bytes(b"not a picture")
+        (data_stub.Path("st/1/picture_9.jpg")).unlink()  # a held-out one
+        train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "54"])  # two epochs
+        out = capsys.readouterr().out
+        assert "picture_3.jpg: not a readable picture" in out
+        result = dict(p.split("=") for p in out.splitlines()[-1].removeprefix("RESULT ").split())
+        assert int(result["skipped"]) in (1, 2) and result["unreadable"] == "1"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [(["--data", "imagenet"], "data: got 'imagenet', wanted synth, synthtext:PATH"),
+         (["--data", "icdar2015:nowhere"], "nowhere.*not found; wanted"),
+         (["--data", "jsonl:nowhere"], "nowhere: not found"),
+         (["--image-size", "100"], "image_size: got 100, wanted a multiple of 32"),
+         (["--image-size", "-64"], "image_size: got -64"),
+         (["--alphabet", "aa"], "alphabet: got 'aa'")],
+    )  # fmt: skip
+    def test_a_mistake_is_one_clear_error_and_writes_nothing(self, options, message):
+        with pytest.raises(SystemExit, match=rf"(?s)train_min.py: error: .*{message}"):
+            train_min.main([*QUICK, *options])
+        assert not self.out.exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [(["--batch", "1"], "--batch: got 1, wanted at least 2"),
+         (["--samples", "4"], "--samples: got 4, wanted at least one batch of 8"),
+         (["--lr", "0"], "--lr must be above 0"), (["--lr", "fast"], "invalid float value: 'fast'"),
+         (["--preset", "huge"], "invalid choice: 'huge'"), (["--bacth", "8"], "--bacth"),
+         (["--eval", "1"], "--eval: got 1, wanted at least 2"),
+         (["--device", "tpu"], "invalid choice: 'tpu'")],
+    )  # fmt: skip
+    def test_a_wrong_option_is_named(self, options, message, capsys):
+        with pytest.raises(SystemExit) as stop:
+            train_min.main([*QUICK, *options])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+    def test_cuda_without_a_gpu_is_named(self, capsys):
+        with pytest.raises(SystemExit):
+            train_min.main([*QUICK, "--device", "cuda"])
+        assert "--device: got cuda, but torch finds no GPU" in capsys.readouterr().err
+
+    def test_help_gives_every_option_a_line_with_its_default(self, capsys):
+        with pytest.raises(SystemExit):
+            train_min.main(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for shown in ("pictures a step, at least 2 (default: 64)", "(default: synth)", "--warmup"):
+            assert shown in text

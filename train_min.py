@@ -1,0 +1,385 @@
+"""Pre-train VLPT on one CPU or GPU and leave a backbone that detectors can load.
+
+    python train_min.py                                      # the demo: digits, rendered, on a CPU
+    python train_min.py --preset oclip_rn50 --data synthtext:PATH --name rn50
+
+Everything lands in runs/NAME/: backbone.safetensors (the product), checkpoint.pt, metrics.json,
+loss.png, attention.png. The last line printed is `RESULT key=value ...`.
+
+Held-out pictures tell what was learned: the masked character is predicted once with its own
+picture and once with another one. The difference was read from pixels; the rest is guessed from
+the other letters.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import data_stub
+import vlpt
+
+PRESETS = {  # the model, the pictures that `--data synth` draws for it, its learning rate
+    "tiny": (vlpt.TINY, data_stub.DIGITS, 1e-3),
+    "oclip_rn50": (vlpt.OCLIP_RN50, data_stub.Scene(), 1e-4),  # published
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(lr=None, image_size=None, alphabet=None)  # the preset's, see `configure`
+    preset, add = argparse.SUPPRESS, parser.add_argument
+    add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
+    add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
+    add("--name", default="demo", help="results go to runs/NAME, replacing those there")
+    add("--samples", type=int, default=60_000, help="pictures to train on, repeats included")
+    add("--batch", type=int, default=64, help="pictures a step, at least 2")
+    add("--lr", type=float, default=preset,
+        help="largest learning rate (default: 1e-3 for tiny, 1e-4 for oclip_rn50)")  # fmt: skip
+    add("--warmup", type=int, default=150, help="steps of linear warm-up; published: 10000")
+    add("--weight-decay", type=float, default=0.1, help="AdamW's, not on gains and biases")
+    add(
+        "--image-size",
+        type=int,
+        default=preset,
+        help="height = width, pixels, a multiple of 32 (default: 64 for tiny, 512 for oclip_rn50)",
+    )
+    add(
+        "--alphabet",
+        default=preset,
+        help="characters to learn (default: digits for tiny on synth, else 94 of printable ASCII)",
+    )
+    add("--eval", type=int, default=1024, help="held-out pictures to evaluate on, at most")
+    add("--seed", type=int, default=0, help="of weights, pictures, words, masks")
+    add("--workers", type=int, default=1, help="processes that prepare pictures, 0 for none")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    add("--tensorboard", action="store_true", help="log to runs/NAME/tensorboard as well")
+    args = parser.parse_args(argv)
+    for name, least in (("samples", 2), ("batch", 2), ("eval", 2), ("warmup", 0), ("workers", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: got {getattr(args, name)}, wanted at least {least}")
+    args.lr = PRESETS[args.preset][2] if args.lr is None else args.lr
+    if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf:
+        parser.error("--lr must be above 0 and --weight-decay not below 0")
+    if args.samples < args.batch:
+        parser.error(f"--samples: got {args.samples}, wanted at least one batch of {args.batch}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: got cuda, but torch finds no GPU; use cpu or auto")
+    return args
+
+
+def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
+    """The preset, with what the options change."""
+    config, scene, _ = PRESETS[args.preset]
+    alphabet = args.alphabet or (config.alphabet if args.data == "synth" else vlpt.PRINTABLE)
+    if alphabet != config.alphabet:
+        scene = dataclasses.replace(data_stub.Scene(), alphabet=alphabet)
+    size = config.image_size if args.image_size is None else args.image_size
+    vlpt.Alphabet(alphabet)  # or its ValueError, before anything is read
+    return dataclasses.replace(config, alphabet=alphabet, image_size=size), scene
+
+
+def make_loader(
+    data: data_stub.Pretraining, batches: Iterable[Iterable[int]], workers: int
+) -> Iterator[data_stub.Batch]:
+    return iter(DataLoader(data, batch_sampler=batches, num_workers=workers,
+                           collate_fn=data_stub.collate))  # fmt: skip
+
+
+def make_optimizer(model: vlpt.VLPT, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices, not gains, biases and the temperature."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+
+
+def lr_at(step: int, steps: int, warmup: int) -> float:
+    """Part of the largest learning rate at a step: linear warm-up, then a cosine to zero."""
+    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def run_model(model: vlpt.VLPT, images: Tensor, ids: Tensor) -> vlpt.Output:
+    """Forward in bfloat16 where that is fast, results in float32 for the losses."""
+    images = vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        output = model(images, ids)
+    return vlpt.Output(*(value.float() for value in output))
+
+
+def train_step(
+    model: vlpt.VLPT, optimizer: torch.optim.Optimizer, images: Tensor, ids: Tensor, targets: Tensor
+) -> dict[str, float]:
+    """One update; the losses in nats, exp(log_scale) and the share of characters read."""
+    output = run_model(model, images, ids)
+    loss = vlpt.total_loss(output, targets, model.config.contrastive)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss.item()}; a smaller --lr may help")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        masked = targets != vlpt.IGNORE
+        right = (output.logits.argmax(-1) == targets)[masked].float().mean().item()
+        char = vlpt.char_loss(output.logits, targets).item()
+    return {"char": char, "contrastive": loss.item() - char,
+            "scale": output.log_scale.exp().clamp(max=100).item(), "acc": right}  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate(model: vlpt.VLPT, batches: Iterable[data_stub.Batch], seed: int) -> dict[str, float]:
+    """Masked-character accuracy with the right and with another picture, retrieval at 1."""
+    model.eval()
+    device, generator = model.log_scale.device, torch.Generator().manual_seed(seed)
+    right = other = masked = unreadable = 0
+    features = []
+    for batch in batches:
+        unreadable += len(batch.skipped)
+        if len(batch.images) < 2:  # pictures that cannot be decoded may leave nothing to compare
+            continue
+        images = batch.images.to(device)
+        ids, targets = (x.to(device) for x in vlpt.mask_one_char(batch.ids, generator))
+        where = targets != vlpt.IGNORE
+        output = run_model(model, images, ids)
+        swapped = run_model(model, images.roll(1, 0), ids)
+        right += (output.logits.argmax(-1) == targets)[where].sum().item()
+        other += (swapped.logits.argmax(-1) == targets)[where].sum().item()
+        masked += where.sum().item()
+        features.append((output.image, output.text))
+    model.train()
+    if not masked:
+        raise ValueError("no held-out picture can be read")
+    image, text = (
+        torch.nn.functional.normalize(torch.cat(x), dim=1) for x in zip(*features, strict=True)
+    )
+    nearest, own = (image @ text.T), torch.arange(len(image), device=device)
+    return {"acc_right": right / masked, "acc_other": other / masked,
+            "gain": (right - other) / masked,
+            "i2t": (nearest.argmax(1) == own).float().mean().item(),
+            "t2i": (nearest.argmax(0) == own).float().mean().item(),
+            "pictures": len(image), "characters": masked, "unreadable": unreadable}  # fmt: skip
+
+
+def save_checkpoint(path: Path, model: vlpt.VLPT, optimizer: torch.optim.Optimizer, **rest) -> None:
+    """Write weights, optimiser and settings, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "config": dataclasses.asdict(model.config), **rest}, part)  # fmt: skip
+    part.replace(path)
+
+
+def plot_losses(path: Path, log: "Log") -> None:
+    """Losses with their chance levels, and held-out accuracy with the right and another picture."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for key, name, level, color in (
+        ("char", "masked character, L_cls", log.chance[0], "tab:blue"),
+        ("contrastive", "contrastive, L_bc", log.chance[1], "tab:orange"),
+    ):
+        x, y = [row["samples"] for row in log.rows], [row[key] for row in log.rows]
+        left.plot(x, y, color=color, label=name, linewidth=0.8)
+        left.axhline(level, color=color, linestyle=":", label=f"its chance, {level:.2f}")
+    left.set(xlabel="training pictures", ylabel="nats", title="training losses", ylim=(0, None))
+    for key, name in (("acc_right", "its own picture"), ("acc_other", "another picture")):
+        x, y = [e["samples"] for e in log.evaluations], [e[key] for e in log.evaluations]
+        right.plot(x, y, "o-", label=f"shown {name}")
+    title = "held-out words: masked characters right"
+    right.set(xlabel="training pictures", ylabel="share", title=title, ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def plot_attention(
+    path: Path, model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6
+) -> None:
+    """Where the model looks: a row a picture, a column for each hidden character of a word."""
+    items = (heldout[k] for k in range(min(4 * pictures, len(heldout.indices))))
+    chosen = list(islice((item for item in items if not isinstance(item, str)), pictures))
+    device, alphabet = model.log_scale.device, heldout.alphabet
+    most = min(8, max(len(alphabet.decode(ids)[0]) for _, ids in chosen))
+    figure = Figure(figsize=(1.7 * (2 + most), 2.0 * len(chosen) + 0.6), layout="constrained")
+    grid = figure.subplots(len(chosen), 2 + most, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    model.eval()
+    for row, (pixels, ids) in zip(grid, chosen, strict=True):
+        word = alphabet.decode(ids)[0][:most]
+        hidden = ids.repeat(len(word), 1, 1)  # copy j hides character j of the first word
+        hidden[range(len(word)), range(len(word)), 0] = vlpt.MASK
+        images, hidden = pixels.expand(len(word), -1, -1, -1).to(device), hidden.to(device)
+        with torch.no_grad():
+            read = run_model(model, images, hidden).logits[:, :, 0].argmax(-1)
+        pooled, maps = model.attention_maps(vlpt.normalize(images), hidden)
+        panels = [(None, word, "black"), (pooled[0], "image feature", "black")]
+        for j, char in enumerate(word):
+            guess = alphabet.decode(read[j, j].reshape(1, 1))[0] or "nothing"
+            color = "tab:green" if guess == char else "tab:red"
+            panels.append((maps[j, j, 0], f"{word[:j]}_{word[j + 1 :]}  read {guess}", color))
+        for axes, (heat, title, color) in zip(row, panels, strict=False):
+            axes.imshow(pixels.permute(1, 2, 0).numpy())
+            axes.set_title(title, color=color, parse_math=False, fontsize=11)
+            if heat is not None:
+                heat = heat.cpu().numpy()
+                extent = (-0.5, pixels.shape[2] - 0.5, pixels.shape[1] - 0.5, -0.5)
+                axes.imshow(heat, "inferno", alpha=0.55, interpolation="bilinear", extent=extent)
+    model.train()
+    figure.suptitle(
+        "held-out pictures, and where the image feature looks; then, one character hidden (_), "
+        "\nwhat is read in its place and where it was looked for (bright = more attention)"
+    )
+    figure.savefig(path, dpi=100)
+
+
+def open_data(
+    args: argparse.Namespace, config: vlpt.Config, scene: data_stub.Scene
+) -> tuple[data_stub.Pretraining, data_stub.Pretraining]:
+    """Training and held-out half of --data; says what each leaves out."""
+    halves = []
+    for split, count in (("train", args.samples), ("heldout", args.eval)):
+        size = config.image_size
+        source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
+        half = data_stub.Pretraining(source, vlpt.Alphabet(config.alphabet), size, args.seed)
+        notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())
+        pictures = f"{len(half.indices):,} pictures of {args.data}"
+        print(f"{split}: {pictures}; left out or cut: {notes or 'nothing'}")
+        halves.append(half)
+    if len(halves[1].indices) < 2:
+        raise ValueError(f"{args.data}: got 1 usable held-out picture, wanted 2 or more")
+    return halves[0], halves[1]
+
+
+class Log:
+    """Prints one line an evaluation, keeps every number, writes to TensorBoard if asked."""
+
+    def __init__(self, chance: tuple[float, float], board: Path | None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
+        self.skipped: Counter[str] = Counter()
+        self.start, self.printed, self.board = time.perf_counter(), 0, None
+        self.chance = chance
+        if board is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard: needs `pip install tensorboard`") from None
+            self.board = SummaryWriter(str(board))
+        print(
+            "  pictures   L_cls    L_bc   scale   read | held-out right  other    i2t    t2i  img/s"
+        )
+        print(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   (ln V, 2 ln B; nats)")
+
+    def step(self, samples: int, row: dict[str, float]) -> None:
+        self.rows.append({"samples": samples} | row)
+        if self.board is not None:
+            for key, value in row.items():
+                self.board.add_scalar(f"train/{key}", value, samples)
+
+    def evaluation(self, samples: int, result: dict[str, float]) -> str:
+        """Note an evaluation; the line to print, with means since the last one."""
+        self.evaluations.append({"samples": samples} | result)
+        if self.board is not None:
+            for key, value in result.items():
+                self.board.add_scalar(f"heldout/{key}", value, samples)
+        recent, self.printed = self.rows[self.printed :], len(self.rows)
+        keys = ("char", "contrastive", "scale", "acc")
+        mean = [np.mean([row[key] for row in recent]) if recent else math.nan for key in keys]
+        speed = samples / (time.perf_counter() - self.start)
+        line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *mean)
+        shares = (result[key] for key in ("acc_right", "acc_other", "i2t", "t2i"))
+        return (
+            line + "          " + " ".join(f"{share:6.3f}" for share in shares) + f" {speed:6.0f}"
+        )
+
+
+def fit(
+    model: vlpt.VLPT,
+    train: data_stub.Pretraining,
+    heldout: data_stub.Pretraining,
+    args: argparse.Namespace,
+    out: Path,
+) -> Log:
+    """The training loop: ten evaluations, each with a checkpoint."""
+    device, generator = model.log_scale.device, torch.Generator().manual_seed(args.seed)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    chance = math.log(len(train.alphabet)), 2 * math.log(args.batch)
+    log = Log(chance, out / "tensorboard" if args.tensorboard else None)
+    steps, count = args.samples // args.batch, min(args.eval, len(heldout.indices))
+    keys = np.arange(steps * args.batch).reshape(steps, args.batch)
+    held_keys = np.array_split(np.arange(count), max(1, count // args.batch))
+    batches = make_loader(train, keys, args.workers)
+    bar = tqdm(batches, total=steps, unit="step", disable=None, leave=False)
+    for step, batch in enumerate(bar, start=1):
+        log.skipped.update(batch.skipped)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
+        if len(batch.images):
+            masked, targets = vlpt.mask_one_char(batch.ids, generator)
+            tensors = (x.to(device) for x in (batch.images, masked, targets))
+            log.step(step * args.batch, train_step(model, optimizer, *tensors))
+        if step % math.ceil(steps / 10) == 0 or step == steps:
+            result = evaluate(model, make_loader(heldout, held_keys, args.workers), args.seed)
+            bar.write(log.evaluation(step * args.batch, result))
+            save_checkpoint(out / "checkpoint.pt", model, optimizer, step=step, args=vars(args))
+    return log
+
+
+def run(args: argparse.Namespace) -> None:
+    """Everything from the options to the RESULT line."""
+    config, scene = configure(args)
+    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    torch.manual_seed(args.seed)
+    train, heldout = open_data(args, config, scene)
+    model = vlpt.VLPT(config).to("cuda" if cuda else "cpu", memory_format=torch.channels_last)
+    size = sum(p.numel() for p in model.parameters())
+    device = torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)"
+    print(f"{device}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
+    out = Path("runs") / args.name
+    out.mkdir(parents=True, exist_ok=True)
+    log = fit(model, train, heldout, args, out)
+    for reason, count in log.skipped.most_common(5):
+        print(f"skipped {count} times: {reason}")
+    vlpt.export_backbone(model, out / "backbone.safetensors")
+    plot_losses(out / "loss.png", log)
+    plot_attention(out / "attention.png", model, heldout)
+    result = log.evaluations[-1] | {
+        "skipped": log.skipped.total(), "seconds": round(time.perf_counter() - log.start)
+    }  # fmt: skip
+    metrics = {"args": vars(args), "config": dataclasses.asdict(config), "result": result,
+               "evaluations": log.evaluations, "steps": log.rows}  # fmt: skip
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    print(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
+    shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items())
+    print(f"RESULT data={args.data} preset={args.preset} seed={args.seed}", *shown)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"train_min.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"train_min.py: stopped; runs/{args.name}/ holds what the last evaluation left")
+
+
+if __name__ == "__main__":
+    main()
