@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test proof clean
+.PHONY: help demo test proof mutants clean
 
 help:
 	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
 	@echo "make test    install, check every equation, the scripts and the README"
 	@echo "make proof   the same equations on 1000 random cases each, and the slow tests"
+	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
 	@echo "make clean   remove $(VENV) and runs/"
 
 # The marker is written last, so an interrupted installation is taken up again.
@@ -29,6 +30,9 @@ test: $(VENV)/installed
 
 proof: $(VENV)/installed
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -q test_vlpt.py
+
+mutants: $(VENV)/installed
+	$(RUN) tests/mutants.py
 
 clean:
 	rm -rf $(VENV) runs

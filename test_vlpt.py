@@ -176,6 +176,7 @@ def contrastive_by_hand(image: list, text: list, log_scale: float) -> float:
 
 class TestAlphabetAndConfig:
     @given(words=st.lists(st.text("abcd", min_size=1, max_size=40), max_size=3))
+    @example(words=["abcd" * 10, "a" * 25, "b" * 26])
     def test_decode_inverts_encode_up_to_25_characters(self, words):
         ids = Alphabet("abcd").encode(words)
         assert ids.shape == (25, 3) and ids.dtype == torch.int64
@@ -271,6 +272,20 @@ class TestStep1ImageEncoder:
         assert keys["conv1.weight"].shape == (32, 3, 3, 3)
         assert keys["conv3.weight"].shape == (64, 32, 3, 3)
         assert keys["layer3.5.conv3.weight"].shape == (1024, 256, 1, 1)
+
+    @given(seed=seeds)
+    def test_clip_s_stem_strides_in_its_first_convolution_then_pools(self, seed):
+        backbone = lively(vlpt.build_backbone("clip_resnet", layers=(1,), width=4), seed)
+        x = images = randn(seed, 1, 3, 8, 8)
+        for k, stride in ((1, 2), (2, 1), (3, 1)):
+            conv, bn = backbone[f"conv{k}"], backbone[f"bn{k}"]
+            x = torch.nn.functional.conv2d(x, conv.weight, stride=stride, padding=1)
+            x = (x - bn.running_mean[:, None, None]) / (bn.running_var + bn.eps).sqrt()[
+                :, None, None
+            ]
+            x = (x * bn.weight[:, None, None] + bn.bias[:, None, None]).clamp(min=0)
+        x = x.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
+        close(backbone(images)[0], backbone["layer1"](x))
 
     @pytest.mark.parametrize("name", CHAIN)
     def test_four_maps_at_strides_4_to_32(self, name):

@@ -1,0 +1,100 @@
+"""What README.md and the docstring of vlpt.py say must be so."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import test_vlpt
+import vlpt
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SOURCE = (ROOT / "vlpt.py").read_text()
+ROWS = re.findall(r"^\| (\d) [^|]*\| `([\w.]+)` \| `(\w+)` \|$", README, re.MULTILINE)
+
+
+def test_the_table_has_all_nine_steps_in_order():
+    assert [row[0] for row in ROWS] == list("123456789")
+
+
+@pytest.mark.parametrize(("number", "function", "test_class"), ROWS)
+def test_each_step_s_function_and_test_class_exist(number, function, test_class):
+    found = vlpt
+    for name in function.split("."):
+        found = getattr(found, name)
+    assert callable(found)
+    assert test_class.startswith(f"TestStep{number}")
+    tests = [name for name in dir(getattr(test_vlpt, test_class)) if name.startswith("test_")]
+    assert len(tests) >= 2
+
+
+def test_the_docstring_of_vlpt_has_the_same_table():
+    rows = re.findall(r"^    (\d) .*?(\S+) +(TestStep\w+)$", vlpt.__doc__, re.MULTILINE)
+    assert rows == ROWS
+
+
+def test_every_step_s_class_is_in_the_table():
+    classes = {name for name in dir(test_vlpt) if name.startswith("TestStep")}
+    assert classes == {row[2] for row in ROWS}
+
+
+def test_every_deviation_is_marked_where_it_happens():
+    numbers = re.findall(r"^    (D\d) ", vlpt.__doc__, re.MULTILINE)
+    assert numbers == [f"D{k}" for k in range(1, len(numbers) + 1)] and numbers
+    body = SOURCE.replace(vlpt.__doc__, "")
+    assert [number for number in numbers if not re.search(rf"\b{number}\b", body)] == []
+    assert set(re.findall(r"\bD\d\b", body)) == set(numbers)
+
+
+def test_quoted_files_exist():
+    quoted = set(re.findall(r"\]\(((?!http)[^)]+)\)", README))
+    quoted |= set(re.findall(r"`((?:tests/)?\w+\.(?:py|md|toml))`", README))
+    assert {"vlpt.py", "assets/attention.png", "tests/test_others.py"} <= quoted
+    assert [path for path in quoted if not (ROOT / path).is_file()] == []
+
+
+def test_quoted_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make (\w+)[` ]", README))
+    assert {"demo", "test", "proof", "mutants"} <= targets
+    assert [name for name in targets if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("script", ["train_min.py", "data_stub.py"])
+def test_quoted_options_exist(script):
+    lines = re.findall(rf"python {script}([^`\n]*)", README)
+    options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
+    help_text = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert options and [option for option in options if option not in help_text] == []
+
+
+def test_the_first_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(blocks[0], {})
+    said = re.search(r"print\(.*\)  # (.*)", blocks[0])[1]
+    assert capsys.readouterr().out.strip() == said
+    assert (tmp_path / "backbone.pt").is_file()
+
+
+def test_the_second_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import torch
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"vlpt": vlpt, "model": vlpt.build_backbone("clip_resnet50")}
+    names["images"] = torch.zeros(1, 3, 64, 64)
+    exec(blocks[1], names)
+    assert [names[f"c{k}"].shape[-1] for k in (2, 3, 4, 5)] == [16, 8, 4, 2]
+
+
+def test_sizes_that_readers_are_promised():
+    assert len(README.splitlines()) <= 160
+    assert len(SOURCE.splitlines()) <= 600
+    assert len(vlpt.__doc__.splitlines()) <= 45
+    assert "@" not in re.sub(r"@inproceedings", "", README)  # no number left to fill in
