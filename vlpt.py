@@ -113,6 +113,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
             raise ValueError(f"image_size: got {self.image_size}, wanted a multiple of 32")
+        if self.decoder_layers < 1:
+            raise ValueError(f"decoder_layers: got {self.decoder_layers}, wanted at least 1")
         if self.text_encoder not in ("character", "sentence"):
             raise ValueError(f"text_encoder: got {self.text_encoder!r}, wanted character, sentence")
         if self.decoder not in ("visual_textual", "none"):
