@@ -20,8 +20,9 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(RUN) train_min.py --name demo
+	mkdir -p runs/demo
 	$(RUN) data_stub.py --sheet runs/demo/sheet.png --digits --size 64
+	$(RUN) train_min.py --name demo
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .

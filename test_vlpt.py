@@ -5,10 +5,12 @@ with one tolerance, so a wrong axis, a lost pad or a missing position cannot hid
 `HYPOTHESIS_PROFILE=deep` (`make proof`) tries 1000 cases where `make test` tries 25.
 """
 
+import copy
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,6 +28,9 @@ from vlpt import IGNORE, MASK, PAD, TINY, VLPT, Alphabet, Config
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile(
     "deep", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(  # a broken vlpt.py shall fail, not be explained by the smallest case
+    "mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "quick"))
 
@@ -79,6 +84,34 @@ def lively(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 def small(text_encoder: str = "character", decoder: str = "visual_textual") -> VLPT:
     torch.manual_seed(0)
     return lively(VLPT(replace(SMALL, text_encoder=text_encoder, decoder=decoder)), 1)
+
+
+def check_gradient(module: torch.nn.Module, call: Callable, *inputs: Tensor) -> None:
+    """Autograd's derivative of call(module, *inputs) by all parameters and inputs, along a random
+    direction, is the central difference: no path is cut and none is added.
+    """
+    leaves = [p for p in module.parameters() if p.requires_grad]
+    leaves += [x.requires_grad_() for x in inputs]
+    way = [randn(k, *leaf.shape) for k, leaf in enumerate(leaves)]
+    length = math.sqrt(sum(w.square().sum().item() for w in way))
+    out = call(module, *inputs)
+    weights = randn(len(way), *out.shape)
+    gradients = torch.autograd.grad((out * weights).sum(), leaves, materialize_grads=True)
+    slope = sum((g * w).sum() for g, w in zip(gradients, way, strict=True))
+
+    def moved(step: float) -> Tensor:
+        with torch.no_grad():
+            kept = [leaf.clone() for leaf in leaves]
+            for leaf, w in zip(leaves, way, strict=True):
+                leaf.add_(w, alpha=step)
+            value = (call(module, *inputs) * weights).sum()
+            for leaf, old in zip(leaves, kept, strict=True):
+                leaf.copy_(old)
+        return value
+
+    step = 1e-6 / length
+    numeric = (moved(step) - moved(-step)) / (2 * step)
+    torch.testing.assert_close(slope, numeric, rtol=1e-4, atol=1e-4)  # rounding over the step
 
 
 # Oracles: lists of floats in, lists of floats out
@@ -330,6 +363,12 @@ class TestStep1ImageEncoder:
             pool.positional_embedding.zero_()
         close(pool(x)[0], pool(x.flip(2))[0])
 
+    @given(seed=seeds)
+    def test_gradient_of_the_pool_is_the_derivative(self, seed):
+        pool = lively(vlpt.AttentionPool(4, 2, 3), seed)
+        check_gradient(pool, lambda pool, x: torch.cat(
+            [pool(x)[0].unsqueeze(1), pool(x)[1]], 1), randn(seed, 2, 4, 2, 3))  # fmt: skip
+
     def test_other_image_sizes_interpolate_positions(self):
         table = torch.arange(16.0).reshape(4, 4)
         rows = table.reshape(16, 1) // 4  # a table that grows down and is constant across
@@ -378,6 +417,12 @@ class TestStep2Embedding:
             want = [sum(one_hot[k] * text.character[k, c].item() for k in range(7)) + row[c]
                     for c in range(6)]  # fmt: skip
             assert got[b, j, i].tolist() == want  # exactly
+
+    @given(kind=text_encoders, seed=seeds)
+    def test_gradient_is_the_derivative(self, kind, seed):
+        """By W_c and PE; by any other parameter of the encoder it is zero."""
+        ids = make_ids(seed, 2)
+        check_gradient(small(kind).text, lambda text: text.embed(ids).sin())
 
     def test_positions_are_learned(self):
         assert small().text.position.requires_grad
@@ -441,6 +486,12 @@ class TestStep3TextEncoder:
     def test_a_character_sees_those_after_it(self):
         one, two = torch.tensor([[[3], [4]]]), torch.tensor([[[3], [5]]])
         assert not torch.allclose(small().text(one)[0, 0], small().text(two)[0, 0])
+
+    @slowly
+    @given(kind=text_encoders, seed=seeds)
+    def test_gradient_is_the_derivative(self, kind, seed):
+        ids = make_ids(seed, 2)
+        check_gradient(small(kind).text, lambda text: text(ids))
 
     @given(kind=text_encoders)
     def test_no_words_at_all_give_zero_and_finite_gradients(self, kind):
@@ -580,6 +631,13 @@ class TestStep5Decoder:
         close(pooled.sum((1, 2)), torch.ones(2))
         close(maps.sum((3, 4)), torch.ones(2, 25, 3))
 
+    @slowly
+    @given(seed=seeds)
+    def test_gradient_is_the_derivative(self, seed):
+        """By the queries, the local tokens, which are keys and values, and each parameter."""
+        query, local = randn(seed, 2, 3, 8), randn(seed + 1, 2, 6, 8)
+        check_gradient(small().decoder, lambda decoder, q, f: decoder(q, f, (2, 3)), query, local)
+
     def test_attention_maps_need_a_decoder(self):
         with pytest.raises(ValueError, match="decoder: got 'none'"):
             small(decoder="none").attention_maps(randn(0, 1, 3, 64, 64), make_ids(0, 1))
@@ -706,6 +764,21 @@ class TestStep8Total:
         both = char + vlpt.contrastive_loss(out.image, out.text, out.log_scale)
         assert vlpt.total_loss(out, targets) == both
         assert vlpt.total_loss(out, targets, contrastive=False) == char
+
+    @pytest.mark.parametrize("decoder", ["visual_textual", "none"])
+    @given(kind=text_encoders, seed=seeds)
+    def test_gradient_of_the_whole_model_is_the_derivative(self, decoder, kind, seed):
+        """By every parameter: nothing on the way from a weight to L is detached."""
+
+        class Smooth(torch.nn.Conv2d):  # finite differences need a backbone without ReLU's corners
+            def forward(self, images: Tensor) -> list[Tensor]:
+                return [super().forward(images)]
+
+        model = copy.deepcopy(small(kind, decoder))
+        model.backbone = Smooth(3, model.backbone.channels, 32, stride=32).double()
+        ids, images = make_ids(seed, 3, least=1), randn(seed, 3, 3, 64, 64)
+        masked, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(seed))
+        check_gradient(model, lambda model: vlpt.total_loss(model(images, masked), targets))
 
     def test_text_feature_is_the_mean_over_characters_then_words(self):
         ids = make_ids(5, 3)

@@ -88,6 +88,8 @@ MUTANTS = [
     ("maps: first layer for last", "TestStep5", "return self.layers[-1].attn",
      "return self.layers[0].attn"),
     ("maps: not followed through the pool", "TestStep5", "weights=True) @ local", "weights=True)"),
+    ("keys detached", "TestStep5", "key = local + resize_table",
+     "key = local.detach() + resize_table"),
     ("decoder none: without the image", "TestStep5", "else query + image.unsqueeze(1)",
      "else query"),
     # step 6
@@ -106,6 +108,7 @@ MUTANTS = [
     ("temperature for scale", "TestStep7", "log_scale.exp()", "(-log_scale).exp()"),
     ("half of the sum", "TestStep7", "(both[0] + both[1]) /", "(both[0] + both[1]) / 2 /"),
     ("one direction twice", "TestStep7", "in (logits, logits.T)]", "in (logits, logits)]"),
+    ("temperature detached", "TestStep7", "log_scale.exp()", "log_scale.detach().exp()"),
     ("pairs reversed", "TestStep7", "pairs = torch.arange(len(logits), device=logits.device)",
      "pairs = torch.arange(len(logits), device=logits.device).flip(0)"),
     ("images without words are negatives", "TestStep7", "worded = text.ne(0).any(1)",
@@ -115,6 +118,10 @@ MUTANTS = [
      "return loss + 0.5 * contrastive_loss"),
     ("contrastive=False ignored", "TestStep8", "output.log_scale) if contrastive else loss",
      "output.log_scale)"),
+    ("local tokens detached", "TestStep8", "self.decoder(query, local, size) if",
+     "self.decoder(query, local.detach(), size) if"),
+    ("image feature detached", "TestStep8", "Output(image, text,", "Output(image.detach(), text,"),
+    ("text feature detached", "TestStep8", "Output(image, text,", "Output(image, text.detach(),"),
     ("pads in the mean over characters", "TestStep8", "masked_mean(te, valid, 1), valid",
      "te.mean(1), valid"),
     ("empty words in the mean over words", "TestStep8",
@@ -144,7 +151,7 @@ def pytest_fails(folder: Path, *selection: str) -> str | None:
     """Run test_vlpt.py in a folder until the first failure; its name, or None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--no-header", "--tb=no", "-p",
                "no:cacheprovider", "-m", "not slow", "test_vlpt.py", *selection]  # fmt: skip
-    environment = os.environ | {"HYPOTHESIS_PROFILE": "quick", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
