@@ -70,9 +70,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     add("--tensorboard", action="store_true", help="log to runs/NAME/tensorboard as well")
     args = parser.parse_args(argv)
-    for name, least in (("samples", 2), ("batch", 2), ("eval", 2), ("warmup", 0), ("workers", 0)):
+    smallest = {"samples": 2, "batch": 2, "eval": 2, "warmup": 0, "workers": 0, "seed": 0}
+    for name, least in smallest.items():
         if getattr(args, name) < least:
             parser.error(f"--{name}: got {getattr(args, name)}, wanted at least {least}")
+    if args.seed >= 2**63:
+        parser.error(f"--seed: got {args.seed}, wanted less than 2**63")
     args.lr = PRESETS[args.preset][2] if args.lr is None else args.lr
     if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf:
         parser.error("--lr must be above 0 and --weight-decay not below 0")

@@ -52,7 +52,7 @@ def test_every_deviation_is_marked_where_it_happens():
 def test_quoted_files_exist():
     quoted = set(re.findall(r"\]\(((?!http)[^)]+)\)", README))
     quoted |= set(re.findall(r"`((?:tests/)?\w+\.(?:py|md|toml))`", README))
-    assert {"vlpt.py", "assets/attention.png", "tests/test_others.py"} <= quoted
+    assert {"vlpt.py", "assets/attention.jpg", "tests/test_others.py"} <= quoted
     assert [path for path in quoted if not (ROOT / path).is_file()] == []
 
 

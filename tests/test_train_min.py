@@ -220,6 +220,8 @@ class TestRuns:
          (["--lr", "0"], "--lr must be above 0"), (["--lr", "fast"], "invalid float value: 'fast'"),
          (["--preset", "huge"], "invalid choice: 'huge'"), (["--bacth", "8"], "--bacth"),
          (["--eval", "1"], "--eval: got 1, wanted at least 2"),
+         (["--seed", "-1"], "--seed: got -1, wanted at least 0"),
+         (["--seed", str(2**63)], "wanted less than 2**63"),
          (["--device", "tpu"], "invalid choice: 'tpu'")],
     )  # fmt: skip
     def test_a_wrong_option_is_named(self, options, message, capsys):
