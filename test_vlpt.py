@@ -6,16 +6,20 @@ with one tolerance, so a wrong axis, a lost pad or a missing position cannot hid
 """
 
 import copy
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 import torchvision
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -810,12 +814,31 @@ class TestStep8Total:
             close(a, b)
 
 
+class Bomb:
+    """What a malicious checkpoint may hold: unpickling it makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata()
+
+
 class TestStep9Export:
     layouts = pytest.mark.parametrize("layout", ["native", "mmocr", "timm"])
+    endings = pytest.mark.parametrize("ending", [".pt", ".safetensors"])
 
-    @layouts
-    @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-    @pytest.mark.parametrize("name", ["clip_resnet", "resnet18"])
+    @endings
+    @pytest.mark.parametrize(
+        ("name", "layout"),
+        [("clip_resnet", "native"), ("clip_resnet", "mmocr"), ("clip_resnet", "timm"),
+         ("resnet18", "native"), ("resnet18", "timm")],
+    )  # fmt: skip
     def test_what_is_exported_loads_back_bit_by_bit(self, tmp_path, layout, ending, name):
         size = SMALL.backbone_size if name == "clip_resnet" else {}
         torch.manual_seed(0)
@@ -837,7 +860,7 @@ class TestStep9Export:
         assert not any("pos" in key or "proj" in key or "text" in key for key in state)
 
     def test_torchvision_itself_reads_the_export(self, tmp_path):
-        vlpt.export_backbone(vlpt.build_backbone("resnet50"), tmp_path / "b.pt", "mmocr")
+        vlpt.export_backbone(vlpt.build_backbone("resnet50"), tmp_path / "b.pt", "timm")
         theirs = torchvision.models.resnet50(weights=None)
         missing = theirs.load_state_dict(torch.load(tmp_path / "b.pt"), strict=False)
         assert missing.missing_keys == ["fc.weight", "fc.bias"] and not missing.unexpected_keys
@@ -857,15 +880,77 @@ class TestStep9Export:
     def test_keys_are_named_as_the_library_names_them(self, layout, ours, theirs):
         assert vlpt.layout_keys(small().backbone, layout)[ours] == theirs
 
-    def test_released_checkpoint_form_loads(self):
-        state = vlpt.build_backbone("clip_resnet", **SMALL.backbone_size).state_dict()
-        released = {f"module.visual.{k}": v for k, v in state.items()}
-        released |= {"module.visual.attnpool.q_proj.weight": torch.zeros(2, 2),
-                     "module.transformer.x": torch.zeros(1)}  # fmt: skip
-        for form in ({"state_dict": released, "epoch": 3},
-                     {k.removeprefix("module."): v for k, v in released.items()}):  # fmt: skip
-            got = vlpt.load_backbone(form, "clip_resnet", **SMALL.backbone_size)
+    @pytest.mark.parametrize("prefix", ["module.visual.", "visual.", ""])
+    def test_released_checkpoint_form_loads_backbone_and_pool(self, prefix, tmp_path):
+        model = small().float()
+        state = model.backbone.state_dict()
+        released = {prefix + k: v for k, v in state.items()}
+        if prefix:
+            pool = model.pool.state_dict()
+            released |= {f"{prefix}attnpool.{k}": v for k, v in pool.items()}
+            released |= {prefix.replace("visual.", "transformer.x"): torch.zeros(1)}
+        optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+        torch.save({"state_dict": released, "optimizer": optimizer, "epoch": 3}, tmp_path / "r.pt")
+        for source in (tmp_path / "r.pt", str(tmp_path / "r.pt"), released):
+            got = vlpt.load_backbone(source, "clip_resnet", **SMALL.backbone_size)
             assert all(torch.equal(got.state_dict()[k], v) for k, v in state.items())
+            if prefix:
+                fresh = VLPT(SMALL).pool
+                fresh.load_state_dict(vlpt.read_tensors(source, "visual.attnpool.", "pool."))
+                assert all(torch.equal(fresh.state_dict()[k], v) for k, v in pool.items())
+            else:
+                assert vlpt.read_tensors(source, "visual.attnpool.", "pool.") == {}
+        model.double()
+
+    def test_nothing_in_a_checkpoint_is_executed(self, tmp_path):
+        torch.save({"state_dict": Bomb(str(tmp_path / "exploded"))}, tmp_path / "bomb.pt")
+        with pytest.raises(ValueError, match=r"bomb\.pt: not a readable checkpoint"):
+            vlpt.load_backbone(tmp_path / "bomb.pt", "resnet18")
+        assert [path.name for path in tmp_path.iterdir()] == ["bomb.pt"]
+        torch.load(tmp_path / "bomb.pt", weights_only=False)  # it is a live one
+        assert (tmp_path / "exploded").is_dir()
+
+    @layouts
+    def test_metadata_says_what_the_file_holds(self, tmp_path, layout):
+        path = tmp_path / "b.safetensors"
+        vlpt.export_backbone(small(), path, layout, training_data="synth", steps=7)
+        said = read_metadata(path)
+        assert said.pop("format") == "pt"  # what other libraries look for
+        for key, want in (("pixel_mean", vlpt.PIXEL_MEAN), ("pixel_std", vlpt.PIXEL_STD)):
+            assert tuple(json.loads(said.pop(key))) == want
+        assert said == {
+            "backbone": "clip_resnet", "layout": layout, "vlpt_version": vlpt.__version__,
+            "alphabet_size": "4", "width": "4", "layers": "(1, 1, 1, 1)",
+            "training_data": "synth", "steps": "7",
+        }  # fmt: skip
+        vlpt.export_backbone(vlpt.build_backbone("resnet18"), path)
+        assert read_metadata(path)["backbone"] == "resnet18"
+
+    @endings
+    def test_is_on_the_disk_before_it_has_its_name(self, tmp_path, ending, monkeypatch):
+        path, flushed = tmp_path / f"b{ending}", []
+
+        def fsync(descriptor):
+            flushed.append((os.fstat(descriptor).st_size, path.exists()))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        vlpt.export_backbone(small(), path)
+        assert flushed == [(path.stat().st_size, False)]
+        usual = tmp_path / "usual"
+        usual.touch()
+        assert path.stat().st_mode == usual.stat().st_mode
+
+    @endings
+    def test_a_full_disk_leaves_the_old_file_and_nothing_else(self, tmp_path, ending, monkeypatch):
+        def full(_descriptor):
+            raise OSError(28, "No space left on device")
+
+        path = tmp_path / f"b{ending}"
+        path.write_bytes(b"old")
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            vlpt.export_backbone(small(), path)
+        assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_bytes() == b"old"
 
     def test_a_whole_model_s_weights_give_its_backbone(self):
         model = small().float()
@@ -880,15 +965,22 @@ class TestStep9Export:
 
     @pytest.mark.parametrize(
         ("path", "layout", "message"),
-        [("b.pt", "keras", "layout: got 'keras', wanted one of native, mmocr, timm"),
-         ("b.bin", "native", "path: got '.*b.bin', wanted an ending of .pt or .safetensors")],
+        [("b.pt", "keras", "layout: got 'keras', wanted native, timm, or mmocr"),
+         ("b.bin", "native", r"path: got .*b\.bin, wanted \.pt or \.safetensors"),
+         ("none/b.pt", "native", r"path: got .*none/b\.pt, wanted .* in a folder that exists")],
     )  # fmt: skip
     def test_bad_arguments_are_named_and_write_nothing(self, tmp_path, path, layout, message):
         with pytest.raises(ValueError, match=message):
             vlpt.export_backbone(small(), tmp_path / path, layout)
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+    @endings
+    def test_mmocr_s_network_is_not_torchvision_s(self, tmp_path, ending):
+        with pytest.raises(ValueError, match=r"layout: got 'mmocr', wanted .* for a clip_resnet"):
+            vlpt.export_backbone(vlpt.build_backbone("resnet18"), tmp_path / f"b{ending}", "mmocr")
+        assert not list(tmp_path.iterdir())
+
+    @endings
     def test_a_truncated_file_is_named(self, tmp_path, ending):
         path = tmp_path / f"b{ending}"
         vlpt.export_backbone(small(), path)
@@ -900,15 +992,42 @@ class TestStep9Export:
         with pytest.raises(FileNotFoundError, match=r"none\.pt"):
             vlpt.load_backbone(tmp_path / "none.pt", "resnet18")
 
-    def test_another_backbone_s_weights_are_refused(self):
-        state = small().backbone.state_dict()
-        with pytest.raises(
-            ValueError, match=r"(?s)source: not the weights of resnet18: .*Missing key"
-        ):
-            vlpt.load_backbone(state, "resnet18")
-        del state["conv1.weight"]
-        with pytest.raises(ValueError, match="source: not the weights of clip_resnet"):
-            vlpt.load_backbone(state, "clip_resnet", **SMALL.backbone_size)
+    def test_a_file_of_something_else_is_named(self, tmp_path):
+        for held in ([torch.zeros(2)], torch.zeros(2), "text", {0: torch.zeros(2)},
+                     {"model": {"conv1.weight": torch.zeros(2)}}, {}):  # fmt: skip
+            torch.save(held, tmp_path / "b.pt")
+            with pytest.raises(
+                ValueError, match=r"b\.pt: not (a readable|the weights of resnet18)"
+            ):
+                vlpt.load_backbone(tmp_path / "b.pt", "resnet18")
+
+    @layouts
+    def test_what_does_not_fit_is_named_as_in_the_file(self, tmp_path, layout):
+        keys = vlpt.layout_keys(small().backbone, layout)
+        whole = {keys[k]: v for k, v in small().backbone.state_dict().items()}
+        first, last = keys["conv2.weight"], keys["layer4.0.downsample.1.bias"]
+        seven = torch.zeros(7)
+        for change, message in (
+            ({"fc.bias": seven}, r"1 unknown, 0 missing, 0 .*: fc\.bias got \(7,\), wanted None"),
+            ({first: None}, rf"0 unknown, 1 missing, 0 .*: {first} got None, wanted \(2, 2, 3,"),
+            ({last: seven}, rf"0 unknown, 0 missing, 1 .*: {last} got \(7,\), wanted \(128,\)"),
+            ({last: 7}, rf"0 unknown, 0 missing, 1 misshaped: {last} got <class 'int'>, wanted"),
+            ({"x": seven, first: None, last: seven},
+             rf"1 unknown, 1 missing, 1 misshaped: x .*; {first} .*; {last} "),
+        ):  # fmt: skip
+            state = {k: v for k, v in (whole | change).items() if v is not None}
+            torch.save(state, tmp_path / "b.pt")
+            for source, where in ((state, "source"), (tmp_path / "b.pt", r".*b\.pt")):
+                with pytest.raises(ValueError, match=f"^{where}: not the wei.*: {message}"):
+                    vlpt.load_backbone(source, "clip_resnet", **SMALL.backbone_size)
+
+    def test_the_names_of_another_backbone_are_few_and_of_both(self):
+        with pytest.raises(ValueError, match="not the weights of resnet18: ") as error:
+            vlpt.load_backbone(small().backbone.state_dict(), "resnet18")
+        text = str(error.value)
+        assert re.search(r"resnet18: \d+ unknown, \d+ missing, \d+ misshaped: ", text)
+        assert len(text) < 500 and text.count(" got ") == 6
+        assert text.count("wanted None") == text.count("got None") == 2
 
 
 class TestModel:
@@ -1048,6 +1167,64 @@ class TestCommandLine:
         assert [line.split()[0] for line in lines] == stages.split()
         size = sum(p.numel() for p in VLPT(TINY).parameters())
         assert f"{size:,} parameters -> (2, 128) (2, 128) (2, 25, 3, 13) ()" in lines[-1]
+
+    @pytest.mark.parametrize("given", ["run", "run/checkpoint.pt"])
+    @pytest.mark.parametrize("layout", ["native", "mmocr", "timm"])
+    def test_exports_a_run(self, tmp_path, monkeypatch, given, layout):
+        monkeypatch.chdir(tmp_path)
+        model = self.write_run(SMALL)
+        options = [] if layout == "native" else ["--layout", layout]
+        monkeypatch.setattr(sys, "argv", ["vlpt.py", "export", given, "b.safetensors", *options])
+        vlpt.main()
+        got = vlpt.load_backbone("b.safetensors", "clip_resnet", **SMALL.backbone_size).state_dict()
+        assert all(torch.equal(got[k], v) for k, v in model.backbone.state_dict().items())
+        said = read_metadata(Path("b.safetensors"))
+        assert (said["layout"], said["alphabet_size"]) == (layout, "4")
+        assert (said["training_data"], said["steps"]) == ("synth", "12")
+
+    def write_run(self, config: Config) -> VLPT:
+        """Leave in run/ what train_min.py does."""
+        model = VLPT(config)
+        Path("run").mkdir()
+        torch.save({"state_dict": model.state_dict(), "config": asdict(config), "step": 12,
+                    "args": {"data": "synth"}}, "run/checkpoint.pt")  # fmt: skip
+        return model
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [("none b.pt", r"none'"), ("empty b.pt", r"empty/checkpoint\.pt'"),
+         ("foreign.pt b.pt", r"foreign\.pt: not a checkpoint of train_min\.py"),
+         ("other.pt b.pt", r"other\.pt: not a checkpoint of train_min\.py"),
+         ("cut.pt b.pt", r"cut\.pt: not a readable checkpoint"),
+         ("run b.bin", r"path: got b\.bin, wanted \.pt or \.safetensors"),
+         ("run no/b.pt", r"path: got no/b\.pt, wanted .* in a folder that exists"),
+         ("run b.pt --layout mmocr", "layout: got 'mmocr', wanted native, timm, or"),
+         ("run b.safetensors", "safetensors"), ("b.safetensors b.pt", "safetensors")],
+    )  # fmt: skip
+    def test_a_mistake_is_one_line_and_writes_nothing(
+        self, tmp_path, monkeypatch, capsys, arguments, message
+    ):
+        monkeypatch.chdir(tmp_path)
+        self.write_run(replace(SMALL, backbone="resnet18", backbone_size={}))
+        Path("empty").mkdir()
+        torch.save({"epoch": 1}, "foreign.pt")
+        torch.save({"config": {"sides": 3}}, "other.pt")
+        Path("cut.pt").write_bytes(Path("run/checkpoint.pt").read_bytes()[:-200])
+        before = set(tmp_path.rglob("*"))
+        monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # as if not installed
+        monkeypatch.setattr(sys, "argv", ["vlpt.py", "export", *arguments.split()])
+        with pytest.raises(SystemExit) as stop:
+            vlpt.main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out, err.count("\n")) == (1, "", 1)
+        assert re.match(rf"vlpt\.py: error: .*{message}", err)
+        assert set(tmp_path.rglob("*")) == before
+
+    def test_a_layout_that_does_not_exist_is_named(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["vlpt.py", "export", "run", "b.pt", "--layout", "keras"])
+        with pytest.raises(SystemExit) as stop:
+            vlpt.main()
+        assert stop.value.code == 2 and "invalid choice: 'keras'" in capsys.readouterr().err
 
     def test_a_wrong_argument_is_one_line(self):
         script = [sys.executable, vlpt.__file__, "huge"]

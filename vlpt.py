@@ -2,8 +2,7 @@
 
 Re-implements "Language Matters: A Weakly Supervised Vision-Language Pre-training Approach for
 Scene Text Detection and Spotting" (Xue et al., ECCV 2022, arXiv 2203.03911). An image encoder
-learns from pictures and the transcriptions of some of their words, without any boxes: one
-character of each word is hidden and has to be read off the picture.
+learns from pictures and some of their words, without boxes, by reading hidden characters.
 
     images (B, 3, H, W)                   ids (B, L, N) <--mask_one_char-- transcriptions
        | backbone                            | TextEncoder: embed (B, L, N, T), then encode
@@ -39,10 +38,9 @@ Deviations from the released code, which differs from the paper; marked where th
 
 import argparse
 import os
-import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +49,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+__version__ = "0.1.0"
 PAD, MASK, END = 0, 1, 2  # characters follow; END keeps the released V = 97, no word carries it
 IGNORE = -100  # the target of a position that does not count
 CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
@@ -72,10 +71,7 @@ class Alphabet:
         return len(self.chars) + END + 1
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Write up to N words as (L, N) int64 ids, a word a column, cut to L characters.
-
-        Raises: ValueError for more than N words, an empty word or an unknown character.
-        """
+        """Write up to N words as (L, N) int64 ids, a word a column, cut to L, or ValueError."""
         if len(words) > WORDS:
             raise ValueError(f"words: got {len(words)}, wanted at most {WORDS}")
         ids = torch.full((CHARS, WORDS), PAD)
@@ -124,8 +120,7 @@ class Config:
 OCLIP_RN50 = Config()
 TINY = Config(
     alphabet="0123456789", image_size=64, backbone="clip_resnet", joint_width=128, text_layers=2,
-    backbone_size={"width": 24, "layers": (1, 2, 2)},
-)  # fmt: skip
+    backbone_size={"width": 24, "layers": (1, 2, 2)})  # fmt: skip
 
 
 def normalize(pixels: Tensor) -> Tensor:
@@ -134,18 +129,11 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
-def masked_mean(values: Tensor, valid: Tensor, dim: int) -> Tensor:
-    """Mean over `dim` of values (..., C) where `valid` (...); zero where nothing is."""
-    weight = valid.unsqueeze(-1).to(values.dtype)
-    return (values * weight).sum(dim) / weight.sum(dim).clamp(min=1)
-
-
 def resize_table(table: Tensor, side: int, size: tuple[int, int]) -> Tensor:
     """Interpolate a position table (side*side, C) to another grid, (h*w, C); bicubic."""
     if tuple(size) == (side, side):
         return table
-    grid = table.T.reshape(1, -1, side, side)
-    return F.interpolate(grid, size, mode="bicubic", align_corners=False)[0].flatten(1).T
+    return F.interpolate(table.T.reshape(1, -1, side, side), size, mode="bicubic")[0].flatten(1).T
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
@@ -163,10 +151,10 @@ class Bottleneck(nn.Module):
         self.avgpool = nn.AvgPool2d(stride)
         self.conv3, self.bn3 = conv_bn(width, 4 * width, 1)
         nn.init.zeros_(self.bn3.weight)  # a new block is the identity
-        self.downsample = nn.Identity()
-        if stride > 1 or inputs != 4 * width:  # named as in released checkpoints
-            layers = nn.AvgPool2d(stride), *conv_bn(inputs, 4 * width, 1)
-            self.downsample = nn.Sequential(OrderedDict(zip(("-1", "0", "1"), layers, strict=True)))
+        self.downsample = nn.Sequential()  # the identity, too
+        if stride > 1 or inputs != 4 * width:  # named -1, 0, 1 as in released checkpoints
+            for k, layer in enumerate((nn.AvgPool2d(stride), *conv_bn(inputs, 4 * width, 1)), -1):
+                self.downsample.add_module(str(k), layer)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -177,9 +165,9 @@ class Bottleneck(nn.Module):
 class Backbone(nn.ModuleDict):
     """A ResNet as its children in order: (B, 3, H, W) to the maps of layer1, layer2, ..."""
 
-    def __init__(self, children: Mapping[str, nn.Module], channels: int) -> None:
+    def __init__(self, name: str, children: Mapping[str, nn.Module], channels: int) -> None:
         super().__init__(children)
-        self.channels = channels  # of the last map
+        self.name, self.channels = name, channels  # channels of the last map
         self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -191,30 +179,26 @@ class Backbone(nn.ModuleDict):
         return maps
 
 
-def clip_resnet(layers: Sequence[int], width: int = 64) -> Backbone:
-    """CLIP's ResNet: a stem of three convolutions, then a stage for each count of blocks."""
+def clip_resnet(layers: Sequence[int], width: int = 64) -> tuple[dict[str, nn.Module], int]:
+    """CLIP's ResNet, a stem of three convolutions, then a stage for each count of blocks."""
     children, channels = {}, 3
     for k, outputs in enumerate((width // 2, width // 2, width), start=1):
-        pair = conv_bn(channels, outputs, 3, stride=2 if k == 1 else 1)
-        children |= {f"conv{k}": pair[0], f"bn{k}": pair[1], f"relu{k}": nn.ReLU(inplace=True)}
-        channels = outputs
+        children[f"conv{k}"], children[f"bn{k}"] = conv_bn(channels, outputs, 3, 2 if k == 1 else 1)
+        children[f"relu{k}"], channels = nn.ReLU(inplace=True), outputs
     children["avgpool"] = nn.AvgPool2d(2)
     for k, blocks in enumerate(layers):
-        stage = []
-        for block in range(blocks):
-            stage.append(Bottleneck(channels, width * 2**k, 2 if k > 0 and block == 0 else 1))
-            channels = 4 * width * 2**k
+        stage = [Bottleneck(channels, width * 2**k, 2 if k else 1)]
+        channels = 4 * width * 2**k
+        stage += [Bottleneck(channels, width * 2**k, 1) for _ in range(blocks - 1)]
         children[f"layer{k + 1}"] = nn.Sequential(*stage)
-    return Backbone(children, channels)
+    return children, channels
 
 
 def build_backbone(name: str, **size: Any) -> Backbone:
-    """Build an image backbone with random weights (step 1).
+    """Build an image backbone with random weights, maps at strides 4, 8, 16, 32 (step 1).
 
-    Args:
-        name: "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet".
-        size: for "clip_resnet", `layers` (block counts, four in CLIP) and `width` (even, or 64).
-    Returns: the backbone; its maps are at strides 4, 8, 16, 32.
+    Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
+        whose size is `layers` (block counts, four in CLIP) and `width` (even, or 64).
     Raises: ValueError for an unknown name or size.
     """
     plain = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -224,10 +208,10 @@ def build_backbone(name: str, **size: Any) -> Backbone:
     if (size.keys() - {"width"} != {"layers"}) if name == "clip_resnet" else size:
         raise ValueError(f"backbone_size: got {size}, wanted layers, width for 'clip_resnet' only")
     if name in clip:
-        return clip_resnet(**(size or {"layers": clip[name]}))
+        return Backbone(name, *clip_resnet(**(size or {"layers": clip[name]})))
     children = dict(torchvision.models.get_model(name, weights=None).named_children())
     classifier, _ = children.pop("fc"), children.pop("avgpool")
-    return Backbone(children, classifier.in_features)
+    return Backbone(name, children, classifier.in_features)
 
 
 class Attention(nn.Module):
@@ -261,15 +245,13 @@ class Attention(nn.Module):
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1): the mean token's query gives the image feature, each other
-    token's its local token. Positions are learned for a grid * grid map, else interpolated.
-    """
+    """CLIP's attention pool (step 1): its mean token gives the image feature, others local ones."""
 
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
         self.grid = grid
         table = torch.randn(1 + grid**2, channels) * channels**-0.5
-        self.positional_embedding = nn.Parameter(table)  # the mean token's, then the map's
+        self.positional_embedding = nn.Parameter(table)  # mean token's, grid * grid map's
 
     def tokens(self, feature_map: Tensor) -> Tensor:
         """List (B, C, h, w) as (B, 1 + S, C): the mean token, then the map, plus positions."""
@@ -319,9 +301,8 @@ class TextEncoder(nn.Module):
         words = WORDS if self.sentence else 1  # words share PE unless one sequence
         self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), width))
         self.position = nn.Parameter(0.01 * torch.randn(CHARS, words, width))
-        self.layers = nn.ModuleList(
-            Layer(width, config.text_heads) for _ in range(config.text_layers)
-        )
+        layers = [Layer(width, config.text_heads) for _ in range(config.text_layers)]
+        self.layers = nn.ModuleList(layers)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.joint_width, bias=False)
 
@@ -362,14 +343,11 @@ class VisualTextualDecoder(nn.Module):
         super().__init__()
         width, self.grid = config.joint_width, grid
         self.position = nn.Parameter(torch.randn(grid**2, width) * width**-0.5)
-        self.layers = nn.ModuleList(
-            Layer(width, config.decoder_heads) for _ in range(config.decoder_layers)
-        )
+        layers = [Layer(width, config.decoder_heads) for _ in range(config.decoder_layers)]
+        self.layers = nn.ModuleList(layers)
         self.ln_final = nn.LayerNorm(width)
 
-    def forward(
-        self, query: Tensor, local: Tensor, size: tuple[int, int], weights: bool = False
-    ) -> Tensor:
+    def forward(self, query: Tensor, local: Tensor, size: Sequence[int], weights=False) -> Tensor:
         """Decode (B, Q, D) over (B, S, D), an (h, w) map, or show its weights (B, Q, S)."""
         key = local + resize_table(self.position, self.grid, size)  # values go without position
         for layer in self.layers:
@@ -403,10 +381,8 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
-    Args:
-        image, text: (B, D) of any norm, row b a pair. A zero text row is an image without words
-            and left out of both directions, as a pair and as a negative.
-        log_scale: () natural log of 1/temperature, whose exp is capped at 100 (D6).
+    Args: image, text, (B, D) of any norm, row b a pair, left out with a zero text, that is without
+        words; log_scale, () natural log of 1/temperature, whose exp is capped at 100 (D6).
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
@@ -445,24 +421,25 @@ class VLPT(nn.Module):
         ids (B, L, N) int64, one character of each word masked; ValueError if a shape does not fit.
         """
         self._check(images, ids)
-        used = trim(ids)  # run over the longest word; the other slots are zero either way
-        feature_map = self.backbone(images)[-1]
+        filled = (ids != PAD).any(0)  # run over these slots only; the others are zero either way
+        L, N = (int(filled.any(dim).nonzero().amax()) + 1 if filled.any() else 1 for dim in (1, 0))
+        used, feature_map = ids[:, :L, :N], self.backbone(images)[-1]
         image, local = self.pool(feature_map)
-        te, valid = self.text(used), used != PAD
-        text = masked_mean(masked_mean(te, valid, 1), valid.any(1), 1)  # D1, D4
+        te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
+        words = te.sum(1) / valid.sum(1).clamp(min=1).unsqueeze(-1)  # D1: (B, N, D)
+        text = words.sum(1) / valid.any(1).sum(1, keepdim=True).clamp(min=1)  # D4
         query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N, D)
         y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
-        logits = self.head(y).unflatten(1, used.shape[1:]) * valid.unsqueeze(-1)
-        empty = [slots - ours for slots, ours in zip(ids.shape, used.shape, strict=True)]
-        return Output(image, text, F.pad(logits, (0, 0, 0, empty[2], 0, empty[1])), self.log_scale)
+        logits = self.head(y).unflatten(1, (L, N)) * valid.unsqueeze(-1)
+        logits = F.pad(logits, (0, 0, 0, ids.shape[2] - N, 0, ids.shape[1] - L))
+        return Output(image, text, logits, self.log_scale)
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Where the image feature and each character come from, averaged over heads.
 
-        Returns: the pool's map (B, h, w), among the image tokens without the mean token; the last
-            decoder layer's (B, L, N, h, w), followed through the pool, which mixes the places of
-            its local tokens. Each map sums to 1, those of pads too.
+        Returns: the pool's map (B, h, w), among the map's tokens; the last decoder layer's (B, L,
+            N, h, w), followed through the pool, which mixes places. All sum to 1, pads' too.
         Raises: ValueError as `forward`, and for decoder="none".
         """
         self._check(images, ids)
@@ -476,28 +453,17 @@ class VLPT(nn.Module):
         return image.reshape(-1, *size), characters.reshape(*ids.shape, *size)
 
     def _check(self, images: Tensor, ids: Tensor) -> None:
-        got = tuple(images.shape)
+        got, words = tuple(images.shape), tuple(ids.shape)
         if len(got) != 4 or got[1] != 3 or got[2] % 32 or got[3] % 32:
             raise ValueError(f"images: got {got}, wanted (B, 3, H, W), H and W multiples of 32")
-        if ids.ndim != 3 or len(ids) != got[0] or ids.shape[1] > CHARS or ids.shape[2] > WORDS:
-            raise ValueError(
-                f"ids: got {tuple(ids.shape)}, wanted ({got[0]}, <={CHARS}, <={WORDS})"
-            )
-
-
-def trim(ids: Tensor) -> Tensor:
-    """Drop the last slots of (B, L, N) that are empty in every image; one slot always stays."""
-    used = (ids != PAD).any(0)
-    L, N = (int(used.any(dim).nonzero().amax()) + 1 if used.any() else 1 for dim in (1, 0))
-    return ids[:, :L, :N]
+        if len(words) != 3 or words[0] != got[0] or words[1] > CHARS or words[2] > WORDS:
+            raise ValueError(f"ids: got {words}, wanted ({got[0]}, <={CHARS}, <={WORDS})")
 
 
 STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # CLIP's, and where others keep it
 LAYOUTS = {
-    "native": STEM,
-    "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
-    "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
-}
+    "native": STEM, "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
+    "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")}  # fmt: skip
 
 
 def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
@@ -507,87 +473,122 @@ def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
         for key in keys:
             module, rest = key.split(".", 1)
             module = dict(zip(STEM, LAYOUTS[layout], strict=True)).get(module, module)
-            rest = re.sub(r"(?<=downsample\.)\d", lambda found: str(int(found[0]) + 1), rest)
+            rest = rest.replace("downsample.1", "downsample.2").replace("sample.0", "sample.1")
             keys[key] = f"{module}.{rest}"
     return keys
 
 
-def export_backbone(
-    model: "VLPT | Backbone", path: str | os.PathLike, layout: str = "native"
-) -> None:
+def export_backbone(model: VLPT | Backbone, path: str | Path, layout="native", **notes) -> None:
     """Write the backbone's weights and nothing else, whole or not at all (step 9).
 
-    Args:
-        model: a `VLPT`, or a backbone that `build_backbone` made.
-        path: ends in ".pt", or ".safetensors", which needs the package safetensors.
-        layout: "native", names of torchvision or CLIP; "mmocr" (CLIPResNet); "timm" (resnetaa50d).
-    Raises: ValueError for anything else.
+    Args: path, ending in ".pt" or ".safetensors", which has metadata; layout, "native" (ours),
+        "mmocr" (CLIPResNet) or "timm" (resnetaa50d); notes, more metadata: training_data, steps.
+    Raises: ValueError for anything else, or a layout of another network; OSError; ImportError.
     """
     path, backbone = Path(path), model.backbone if isinstance(model, VLPT) else model
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: got {layout!r}, wanted one of {', '.join(LAYOUTS)}")
-    if path.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"path: got {str(path)!r}, wanted an ending of .pt or .safetensors")
-    keys, state = layout_keys(backbone, layout), backbone.state_dict()
-    state = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
+    if layout not in LAYOUTS or (layout == "mmocr" and "conv3" not in backbone):
+        raise ValueError(f"layout: got {layout!r}, wanted native, timm, or mmocr for a clip_resnet")
+    if path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
+        raise ValueError(f"path: got {path}, wanted .pt or .safetensors in a folder that exists")
+    keys = layout_keys(backbone, layout)
+    state = {keys[k]: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
+    notes |= {"backbone": backbone.name, "layout": layout, "vlpt_version": __version__}
+    notes |= {"format": "pt", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)}
+    if isinstance(model, VLPT):
+        notes |= {"alphabet_size": len(model.config.alphabet)} | dict(model.config.backbone_size)
     part = path.with_name(path.name + ".part")
-    if path.suffix == ".pt":
-        torch.save(state, part)
-    else:
-        from safetensors.torch import save_file
+    try:
+        with part.open("wb") as file:
+            if path.suffix == ".pt":
+                torch.save(state, file)
+            else:
+                metadata = {key: str(value) for key, value in notes.items()}
+                file.write(import_module("safetensors.torch").save(state, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
-        save_file(state, part, metadata={"format": "pt"})
-    part.replace(path)
 
-
-def load_backbone(source: str | os.PathLike | Mapping, name: str, **size: Any) -> Backbone:
-    """Build `name` (see `build_backbone`) and fill it from an export or a released checkpoint.
+def load_backbone(source: str | Path | Mapping, name: str, **size: Any) -> Backbone:
+    """Build `name`, see `build_backbone`, filled from an export, a checkpoint or the released one.
 
     Args: source, a path or the mapping that its file holds, in any layout.
-    Raises: FileNotFoundError; ValueError for a damaged file or other than exactly its tensors.
+    Raises: OSError; ValueError for a damaged file or other than exactly the backbone's tensors.
     """
-    backbone = build_backbone(name, **size)
-    state = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
-    state = {key.removeprefix("module."): v for key, v in state.get("state_dict", state).items()}
-    for prefix in ("visual.", "backbone."):
-        if any(key.startswith(prefix) for key in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    state = {key: v for key, v in state.items() if not key.startswith("attnpool.")}
-    for layout in LAYOUTS:
-        keys = layout_keys(backbone, layout)
-        if state.keys() == set(keys.values()):
-            state = {ours: state[theirs] for ours, theirs in keys.items()}
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"source: not the weights of {name}: {error}") from None
+    backbone, state = build_backbone(name, **size), read_tensors(source, "visual.", "backbone.", "")
+    layouts = [layout_keys(backbone, layout) for layout in LAYOUTS]
+    keys = max(layouts, key=lambda keys: len(state.keys() & keys.values()))
+    got = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in state.items()}
+    own = {keys[k]: tuple(v.shape) for k, v in backbone.state_dict().items()}
+    odd = [k for k in got | own if got.get(k) != own.get(k) and not k.startswith("attnpool.")]
+    if odd:
+        unknown, missing = [k for k in odd if k not in own], [k for k in odd if k not in got]
+        shapes = [k for k in odd if k in own and k in got]
+        some = unknown[:2] + missing[:2] + shapes[:2]
+        told = "; ".join(f"{k} got {got.get(k)}, wanted {own.get(k)}" for k in some)
+        counts = f"{len(unknown)} unknown, {len(missing)} missing, {len(shapes)} misshaped"
+        where = "source" if isinstance(source, Mapping) else source
+        raise ValueError(f"{where}: not the weights of {name}: {counts}: {told}")
+    backbone.load_state_dict({ours: state[theirs] for ours, theirs in keys.items()})
     return backbone
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Read what a .pt or .safetensors file holds, tensors and plain values only."""
+def read_tensors(source: str | Path | Mapping, *prefixes: str) -> dict[str, Any]:
+    """The part of a checkpoint under the first of some prefixes that occurs there, without it."""
+    held = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
+    state = {str(k).removeprefix("module."): v for k, v in held.get("state_dict", held).items()}
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), prefixes[-1])
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the dict in a .pt or .safetensors file: tensors and plain values, no code is run."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            return import_module("safetensors.torch").load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, ImportError):
+        raise
     except Exception as error:  # each kind of damage has its own class, in zipfile, pickle, torch
-        if isinstance(error, (FileNotFoundError, ImportError)):
-            raise
-        raise ValueError(f"{path}: not a readable checkpoint: {error}") from None
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+
+
+def export_run(run: Path, out: Path, layout: str) -> None:
+    """Export from a folder or checkpoint.pt that train_min.py left, see `export_backbone`."""
+    held = read_checkpoint(run / "checkpoint.pt" if run.is_dir() else run)
+    try:
+        model = VLPT(Config(**held["config"]))
+        model.load_state_dict(held["state_dict"])
+        notes = {"training_data": held["args"]["data"], "steps": held["step"]}
+    except (KeyError, TypeError, RuntimeError):
+        raise ValueError(f"{run}: not a checkpoint of train_min.py") from None
+    export_backbone(model, out, layout, **notes)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print each stage for a batch of two images.")
-    parser.add_argument("preset", nargs="?", choices=("tiny", "oclip_rn50"), default="tiny")
-    config = {"tiny": TINY, "oclip_rn50": OCLIP_RN50}[parser.parse_args().preset]
+    parser = argparse.ArgumentParser(description="Print a model's stages, or export a backbone.")
+    commands = parser.add_subparsers(dest="command")
+    for name in ("tiny", "oclip_rn50"):
+        commands.add_parser(name, help="print each stage for a batch of two images")
+    export = commands.add_parser("export", help="write the backbone of a run of train_min.py")
+    export.add_argument("run", type=Path, help="runs/NAME, or a checkpoint.pt")
+    export.add_argument("out", type=Path, help="a .safetensors or .pt to write")
+    export.add_argument("--layout", choices=LAYOUTS, default="native", help="whose names")
+    args = parser.parse_args()
+    if args.command == "export":
+        try:
+            return export_run(args.run, args.out, args.layout)
+        except (ValueError, OSError, ImportError) as error:
+            return parser.exit(1, f"vlpt.py: error: {error}\n")
 
     def report(stage: nn.Module, _inputs: tuple, outputs: Tensor | Sequence[Tensor]) -> None:
         shapes = [tuple(y.shape) for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]
         size = sum(p.numel() for p in stage.parameters())
         print(f"{type(stage).__name__:<21}{size:>11,} parameters ->", *shapes)
 
+    config = OCLIP_RN50 if args.command == "oclip_rn50" else TINY
     model = VLPT(config).eval()
     for stage in (*filter(None, model.children()), model):
         stage.register_forward_hook(report)
