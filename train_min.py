@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -36,16 +37,22 @@ PRESETS = {  # the model, the pictures that `--data synth` draws for it, its lea
     "tiny": (vlpt.TINY, data_stub.DIGITS, 1e-3),
     "oclip_rn50": (vlpt.OCLIP_RN50, data_stub.Scene(), 1e-4),  # published
 }
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "clip_resnet50", "clip_resnet101")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.set_defaults(lr=None, image_size=None, alphabet=None)  # the preset's, see `configure`
+    parser.set_defaults(lr=None, image_size=None, alphabet=None, backbone=None, init=None)
     preset, add = argparse.SUPPRESS, parser.add_argument
     add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
     add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
+    add("--backbone", choices=BACKBONES, default=preset,
+        help="image backbone (default: the preset's, CLIP's stem)")  # fmt: skip
+    add("--init", metavar="PATH|torchvision", default=preset,
+        help="start the backbone from an export, a checkpoint of ours or the released oCLIP one, "
+        "or from torchvision's ImageNet weights (default: random)")  # fmt: skip
     add("--name", default="demo", help="results go to runs/NAME, replacing those there")
     add("--samples", type=int, default=60_000, help="pictures to train on, repeats included")
     add("--batch", type=int, default=64, help="pictures a step, at least 2")
@@ -94,7 +101,35 @@ def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
         scene = dataclasses.replace(data_stub.Scene(), alphabet=alphabet)
     size = config.image_size if args.image_size is None else args.image_size
     vlpt.Alphabet(alphabet)  # or its ValueError, before anything is read
+    if args.backbone:
+        config = dataclasses.replace(config, backbone=args.backbone, backbone_size={})
     return dataclasses.replace(config, alphabet=alphabet, image_size=size), scene
+
+
+def load_init(init: str, config: vlpt.Config) -> vlpt.Backbone:
+    """The backbone that --init names, in the sizes of `config`."""
+    source = init
+    if init == "torchvision":
+        if not config.backbone.startswith("resnet"):
+            plain = "|".join(name for name in BACKBONES if name.startswith("resnet"))
+            got = f"--backbone {config.backbone}"
+            raise ValueError(f"--init torchvision: got {got}, which it lacks, wanted {plain}")
+        try:
+            model = torchvision.models.get_model(config.backbone, weights="DEFAULT")
+        except (OSError, RuntimeError) as error:  # no network; a download that was cut short
+            raise ValueError(f"--init torchvision: cannot fetch its weights: {error}") from None
+        source = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    return vlpt.load_backbone(source, config.backbone, **config.backbone_size)
+
+
+def load_pool(init: str, pool: vlpt.AttentionPool) -> str:
+    """Fill the pool from --init where that has one of its shape; what was loaded, in words."""
+    tensors = {} if init == "torchvision" else vlpt.read_tensors(init, "visual.attnpool.", "pool.")
+    shapes = {key: value.shape for key, value in pool.state_dict().items()}
+    if {key: getattr(value, "shape", None) for key, value in tensors.items()} != shapes:
+        return "backbone only, its pool has other sizes" if tensors else "backbone only"
+    pool.load_state_dict(tensors)
+    return "backbone and pool"
 
 
 def make_loader(
@@ -349,9 +384,14 @@ def run(args: argparse.Namespace) -> None:
     """Everything from the options to the RESULT line."""
     config, scene = configure(args)
     cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    backbone = load_init(args.init, config) if args.init else None  # or its error, before the data
     torch.manual_seed(args.seed)
     train, heldout = open_data(args, config, scene)
-    model = vlpt.VLPT(config).to("cuda" if cuda else "cpu", memory_format=torch.channels_last)
+    model = vlpt.VLPT(config)
+    if backbone is not None:
+        model.backbone = backbone
+        print(f"started from {args.init}: {load_pool(args.init, model.pool)}")
+    model.to("cuda" if cuda else "cpu", memory_format=torch.channels_last)
     size = sum(p.numel() for p in model.parameters())
     device = torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)"
     print(f"{device}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
@@ -360,7 +400,8 @@ def run(args: argparse.Namespace) -> None:
     log = fit(model, train, heldout, args, out)
     for reason, count in log.skipped.most_common(5):
         print(f"skipped {count} times: {reason}")
-    vlpt.export_backbone(model, out / "backbone.safetensors")
+    vlpt.export_backbone(model, out / "backbone.safetensors", training_data=args.data,
+                         steps=args.samples // args.batch)  # fmt: skip
     plot_losses(out / "loss.png", log)
     plot_attention(out / "attention.png", model, heldout)
     result = log.evaluations[-1] | {
@@ -378,7 +419,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"train_min.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"train_min.py: stopped; runs/{args.name}/ holds what the last evaluation left")

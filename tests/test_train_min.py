@@ -4,10 +4,13 @@ import itertools
 import json
 import math
 import sys
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import safetensors
 import torch
+import torchvision
 from PIL import Image
 
 import data_stub
@@ -160,6 +163,88 @@ class TestRuns:
         for key, value in model.backbone.state_dict().items():
             assert torch.equal(backbone.state_dict()[key], value)
 
+    def test_the_product_says_how_it_was_made_and_the_command_says_the_same(self, monkeypatch):
+        train_min.main(QUICK)
+        monkeypatch.setattr(sys, "argv", ["vlpt.py", "export", "runs/t", "again.safetensors"])
+        vlpt.main()
+        said = []
+        for path in (self.out / "backbone.safetensors", "again.safetensors"):
+            with safetensors.safe_open(path, "pt") as file:
+                said.append(file.metadata())
+        assert said[0] == said[1]
+        assert (said[0]["training_data"], said[0]["steps"]) == ("synth", "4")
+        assert said[0]["alphabet_size"] == "10"
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        path = train_min.Path("runs") / name / "checkpoint.pt"
+        return torch.load(path, weights_only=True)["state_dict"]
+
+    @pytest.mark.parametrize(
+        ("file", "said"),
+        [("backbone.safetensors", "backbone only"), ("mmocr.pt", "backbone only"),
+         ("checkpoint.pt", "backbone and pool"), ("wide.pt", "backbone only, its pool has other")],
+    )  # fmt: skip
+    def test_init_starts_from_what_a_run_left(self, file, said, capsys):
+        train_min.main(QUICK)
+        first = self.weights("t")
+        model = vlpt.VLPT(vlpt.TINY)
+        model.load_state_dict(first)
+        vlpt.export_backbone(model, self.out / "mmocr.pt", "mmocr")
+        wide = {
+            k: v[:, :1] if k.startswith("pool.") and v.ndim > 1 else v for k, v in first.items()
+        }
+        torch.save({"state_dict": wide}, self.out / "wide.pt")
+        capsys.readouterr()
+        still = [*QUICK, "--lr", "1e-12", "--weight-decay", "0", "--name", "u"]
+        train_min.main([*still, "--init", f"runs/t/{file}"])
+        assert f"started from runs/t/{file}: {said}" in capsys.readouterr().out
+        second = self.weights("u")
+        torch.manual_seed(0)
+        fresh = vlpt.VLPT(vlpt.TINY).state_dict()  # what --seed 0 draws with and without --init
+        for key, value in second.items():
+            if "running" in key or "batches" in key:
+                continue
+            loaded = key.startswith("backbone.") or (said.endswith("pool") and "pool." in key)
+            torch.testing.assert_close(value, (first if loaded else fresh)[key], rtol=0, atol=1e-9)
+
+    def test_init_from_torchvision_s_own_weights(self, monkeypatch, capsys):
+        ours, get_model = {}, torchvision.models.get_model
+
+        def with_weights(name, weights):
+            model = get_model(name, weights=None)
+            if weights == "DEFAULT":
+                ours.update(model.state_dict())
+            return model
+
+        monkeypatch.setattr(torchvision.models, "get_model", with_weights)
+        options = ["--backbone", "resnet18", "--init", "torchvision", "--lr", "1e-12"]
+        train_min.main([*QUICK, *options])
+        assert "started from torchvision: backbone only" in capsys.readouterr().out
+        got = self.weights("t")["backbone.layer4.1.conv2.weight"]
+        torch.testing.assert_close(got, ours["layer4.1.conv2.weight"], rtol=0, atol=1e-9)
+
+    def test_init_from_torchvision_without_a_network_is_one_line(self, monkeypatch):
+        get_model = torchvision.models.get_model
+
+        def offline(name, weights):
+            if weights:
+                raise URLError("Name or service not known")
+            return get_model(name, weights=None)
+
+        monkeypatch.setattr(torchvision.models, "get_model", offline)
+        with pytest.raises(
+            SystemExit, match=r"error: --init torchvision: cannot fetch .*not known"
+        ):
+            train_min.main([*QUICK, "--backbone", "resnet18", "--init", "torchvision"])
+        assert not self.out.exists()
+
+    def test_init_without_its_package_is_one_line(self, monkeypatch):
+        train_min.Path("b.safetensors").touch()
+        monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+        with pytest.raises(SystemExit, match=r"train_min.py: error: .*safetensors"):
+            train_min.main([*QUICK, "--init", "b.safetensors"])
+        assert not self.out.exists()
+
     def test_workers_and_repetition_change_nothing(self):
         steps = []
         for workers in ("0", "2", "2"):
@@ -206,7 +291,10 @@ class TestRuns:
          (["--data", "jsonl:nowhere"], "nowhere: not found"),
          (["--image-size", "100"], "image_size: got 100, wanted a multiple of 32"),
          (["--image-size", "-64"], "image_size: got -64"),
-         (["--alphabet", "aa"], "alphabet: got 'aa'")],
+         (["--alphabet", "aa"], "alphabet: got 'aa'"),
+         (["--init", "none.pt"], "No such file or directory: 'none.pt'"),
+         (["--init", train_min.__file__], "train_min.py: not a readable checkpoint"),
+         (["--init", "torchvision"], "torchvision: got --backbone clip_resnet, .*wanted resnet18")],
     )  # fmt: skip
     def test_a_mistake_is_one_clear_error_and_writes_nothing(self, options, message):
         with pytest.raises(SystemExit, match=rf"(?s)train_min.py: error: .*{message}"):
@@ -222,6 +310,7 @@ class TestRuns:
          (["--eval", "1"], "--eval: got 1, wanted at least 2"),
          (["--seed", "-1"], "--seed: got -1, wanted at least 0"),
          (["--seed", str(2**63)], "wanted less than 2**63"),
+         (["--backbone", "vgg"], "invalid choice: 'vgg'"),
          (["--device", "tpu"], "invalid choice: 'tpu'")],
     )  # fmt: skip
     def test_a_wrong_option_is_named(self, options, message, capsys):
