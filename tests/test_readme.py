@@ -82,17 +82,6 @@ def test_the_first_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, c
     assert (tmp_path / "backbone.pt").is_file()
 
 
-def test_the_second_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    import torch
-
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names = {"vlpt": vlpt, "model": vlpt.build_backbone("clip_resnet50")}
-    names["images"] = torch.zeros(1, 3, 64, 64)
-    exec(blocks[1], names)
-    assert [names[f"c{k}"].shape[-1] for k in (2, 3, 4, 5)] == [16, 8, 4, 2]
-
-
 def test_sizes_that_readers_are_promised():
     assert len(README.splitlines()) <= 160
     assert len(SOURCE.splitlines()) <= 600
