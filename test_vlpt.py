@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vlpt
-from vlpt import IGNORE, MASK, PAD, TINY, VLPT, Alphabet, Config
+from vlpt import IGNORE, MASK, PAD, TINY, UNK, VLPT, Alphabet, Config
 
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile(
@@ -31,6 +32,7 @@ settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "quick"))
 
 slowly = settings(max_examples=settings.default.max_examples * 2 // 5)  # oracles of whole stacks
 few, seeds = st.integers(1, 4), st.integers(0, 2**32 - 1)
+HANGUL_AND_ACCENTS = "한국어éèçñåôüŽ中文"  # composed; Korean decomposes into two or three
 text_encoders = st.sampled_from(["character", "sentence"])
 CHAIN = ["resnet18", "resnet34", "resnet50", "resnet101", "clip_resnet50", "clip_resnet101"]
 SMALL = Config(
@@ -57,7 +59,7 @@ def make_ids(seed: int, B: int, L: int = 4, N: int = 3, V: int = 7, least: int =
     for b in range(B):
         for i in range(N):
             length = rng.integers(least, L + 1)
-            ids[b, :length, i] = rng.integers(vlpt.END + 1, V, length)
+            ids[b, :length, i] = rng.integers(vlpt.UNK + 1, V, length)
     return torch.from_numpy(ids)
 
 
@@ -183,18 +185,39 @@ class TestAlphabetAndConfig:
         assert ids.shape == (25, 3) and ids.dtype == torch.int64
         assert Alphabet("abcd").decode(ids) == [w[:25] for w in words] + [""] * (3 - len(words))
 
-    def test_vocabulary_is_pad_mask_end_and_characters(self):
+    def test_vocabulary_is_pad_mask_unknown_and_characters(self):
         assert len(Alphabet(vlpt.PRINTABLE)) == 97 and len(vlpt.PRINTABLE) == 94
         assert Alphabet("ab").encode(["ba"])[:3, 0].tolist() == [4, 3, PAD]
-        assert (PAD, Alphabet.mask_id, vlpt.END) == (0, MASK, 2)
+        assert (PAD, Alphabet.mask_id, UNK) == (0, MASK, 2)
 
-    def test_masked_characters_print_as_underscore(self):
-        assert Alphabet("ab").decode(torch.tensor([[3, PAD], [MASK, PAD], [2, PAD]])) == ["a_", ""]
+    def test_masked_and_unknown_characters_are_shown(self):
+        ids = torch.tensor([[3, PAD], [MASK, PAD], [UNK, PAD]])
+        assert Alphabet("ab").decode(ids) == ["a_\ufffd", ""]
+
+    @given(words=st.lists(st.text("ab?é", min_size=1), max_size=3))
+    def test_a_character_that_is_not_in_the_alphabet_is_unknown(self, words):
+        ids = Alphabet("ab").encode(words)
+        for i, word in enumerate(words):
+            known = [{"a": 3, "b": 4}.get(char, UNK) for char in word[:25]]
+            assert ids[:, i].tolist() == known + [PAD] * (25 - len(known))
+
+    @given(text=st.text(HANGUL_AND_ACCENTS, min_size=1, max_size=60))
+    def test_composed_and_decomposed_words_are_spelled_alike(self, text):
+        alphabet = Alphabet(HANGUL_AND_ACCENTS)
+        ids = alphabet.encode([text, unicodedata.normalize("NFD", text)])
+        assert torch.equal(ids[:, 0], ids[:, 1]) and (ids != UNK).all()
+        assert alphabet.decode(ids)[0] == text[:25]  # cut when it is composed
+
+    def test_an_alphabet_knows_its_characters_in_any_form(self):
+        angstrom, ring = "\u212b", "\u00c5"  # both are Å; only the second is in composed words
+        assert Alphabet(angstrom).encode([ring + "A\u030a"])[:3, 0].tolist() == [3, 3, PAD]
+        with pytest.raises(ValueError, match="wanted one or more distinct characters"):
+            Alphabet(angstrom + ring)
 
     @pytest.mark.parametrize(
         ("words", "message"),
-        [(["ab", ""], r"words\[1\]: got ''"), (["a?"], r"words\[0\]: got 'a\?'.*'ab'"),
-         (["a"] * 4, "words: got 4, wanted at most 3")],
+        [(["ab", ""], r"words: got \['ab', ''\], wanted at most 3, none empty"),
+         (["a"] * 4, r"words: got \['a', 'a', 'a', 'a'\], wanted at most 3")],
     )  # fmt: skip
     def test_bad_words_are_named(self, words, message):
         with pytest.raises(ValueError, match=message):
@@ -452,18 +475,21 @@ class TestStep3TextEncoder:
 
 
 class TestStep4Masking:
-    @given(B=few, L=st.integers(1, 25), N=st.integers(1, 3), seed=seeds)
-    def test_exactly_one_character_of_every_word(self, B, L, N, seed):
+    @given(B=few, L=st.integers(1, 25), N=st.integers(1, 3), unknown=st.floats(0, 1), seed=seeds)
+    def test_exactly_one_known_character_of_every_word_that_has_one(self, B, L, N, unknown, seed):
         ids = make_ids(seed, B, L, N)
+        unknown = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed + 1)) < unknown
+        ids[unknown & (ids != PAD)] = UNK
         masked, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(seed))
         assert masked.shape == targets.shape == ids.shape
         changed = masked != ids
-        assert (changed.sum(1) == (ids[:, 0] != PAD)).all()  # one a word, none in an empty slot
+        assert (changed.sum(1) == (ids > UNK).any(1)).all()  # none in an empty or unknown word
+        assert (ids[changed] > UNK).all()
         assert (masked[changed] == MASK).all() and (targets[changed] == ids[changed]).all()
         assert (targets[~changed] == IGNORE).all() and (masked[~changed] == ids[~changed]).all()
 
-    def test_pad_and_end_are_never_drawn(self):
-        ids = torch.tensor([3, vlpt.END, PAD, PAD]).reshape(1, 4, 1).expand(500, 4, 1)
+    def test_pad_and_unknown_are_never_drawn(self):
+        ids = torch.tensor([3, UNK, PAD, PAD]).reshape(1, 4, 1).expand(500, 4, 1)
         masked, _ = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
         assert (masked[:, 0] == MASK).all() and (masked[:, 1:] == ids[:, 1:]).all()
 

@@ -40,9 +40,11 @@ Deviations from the released code, which differs from the paper; marked where th
 import argparse
 import os
 import re
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,44 +53,42 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-PAD, MASK, END = 0, 1, 2  # characters follow; END keeps the released V = 97, no word carries it
+PAD, MASK, UNK = 0, 1, 2  # characters follow; UNK sits where the released V = 97 has an end token
 IGNORE = -100  # the target of a position that does not count
 CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
 PRINTABLE = "".join(map(chr, range(33, 127)))  # the 94 printable ASCII characters, no space
+nfc = partial(unicodedata.normalize, "NFC")  # the one form in which words are cut and spelled
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Alphabet:
-    """Token ids of words: pad 0, MASK 1, END 2, then `chars`, each once; V = len(chars) + 3."""
+    """Token ids of words: pad 0, MASK 1, UNK 2, then `chars`, each once; V = len(chars) + 3."""
 
     mask_id = MASK
 
     def __init__(self, chars: str = PRINTABLE) -> None:
-        if not chars or len(set(chars)) != len(chars):
+        self.chars, self.index = chars, {nfc(char): k for k, char in enumerate(chars, UNK + 1)}
+        if not chars or len(self.index) != len(chars):
             raise ValueError(f"alphabet: got {chars!r}, wanted one or more distinct characters")
-        self.chars = chars
 
     def __len__(self) -> int:
-        return len(self.chars) + END + 1
+        return len(self.chars) + UNK + 1
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Write up to N words as (L, N) int64 ids, a word a column, cut to L characters.
-
-        Raises: ValueError for more than N words, an empty word or an unknown character.
+        """Write up to N words as (L, N) int64 ids, a word a column, cut to L characters in NFC and
+        unknown ones UNK. Raises: ValueError for more than N words or an empty one.
         """
-        if len(words) > WORDS:
-            raise ValueError(f"words: got {len(words)}, wanted at most {WORDS}")
+        if len(words) > WORDS or "" in words:
+            raise ValueError(f"words: got {list(words)}, wanted at most {WORDS}, none empty")
         ids = torch.full((CHARS, WORDS), PAD)
         for i, word in enumerate(words):
-            if not word or not set(word) <= set(self.chars):
-                raise ValueError(f"words[{i}]: got {word!r}, wanted characters of {self.chars!r}")
-            for j, char in enumerate(word[:CHARS]):
-                ids[j, i] = END + 1 + self.chars.index(char)
+            for j, char in enumerate(nfc(word)[:CHARS]):
+                ids[j, i] = self.index.get(char, UNK)
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Read (L, N) ids as N words; pads and END print nothing, MASK prints as "_"."""
-        text = ["", "_", "", *self.chars]
+        """Read (L, N) ids as N words; pads print nothing, MASK as "_", UNK as U+FFFD."""
+        text = ["", "_", "\ufffd", *self.chars]
         return ["".join(text[k] for k in column) for column in ids.T.tolist()]
 
 
@@ -343,15 +343,15 @@ class TextEncoder(nn.Module):
 
 
 def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Hide one character of every word, drawn uniformly among its own (step 4).
+    """Hide one known character of every word that has one, each equally likely (step 4).
 
     Args: ids, (B, L, N) int64; generator, source of the draw, torch's global one unless given.
     Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
     """
     device = ids.device if generator is None else generator.device
     draw = torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
-    winner = draw.masked_fill(ids <= END, -1).argmax(1, keepdim=True)
-    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > END)
+    winner = draw.masked_fill(ids <= UNK, -1).argmax(1, keepdim=True)
+    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > UNK)
     return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE)
 
 
