@@ -4,26 +4,30 @@ Every source is a sequence of `Sample`s: an RGB picture, its words, and a quadri
 each word (or None where the layout has none; pre-training never looks at them).
 
     Rendered(size, count, seed)   draws scene-like pictures; no download, any number of them
-    SynthText(root)               gt.mat beside the folders of images
+    SynthText(root)               gt.mat beside the folders of images, of any number
     ICDAR2015(root)               the training split; img_801 .. img_1000 are held out
     JsonLines(path)               {"image": "a.jpg", "words": ["EXIT"], "quads": [[[x, y] * 4]]}
 
 Each has a "train" and a "heldout" half. In rendered pictures the halves share no word; in the
 others they share no picture. `Pretraining` turns a source into what the model eats: N words an
-image, drawn anew each epoch, as ids. `python data_stub.py --sheet sheet.png` shows a source.
+image, drawn anew each epoch, as ids. `python data_stub.py --sheet sheet.png` shows a source;
+`python data_stub.py fake-synthtext DIR --images 858750` writes one of SynthText's published size.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 import string
 import sys
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +41,10 @@ from torch import Tensor
 import vlpt
 
 SPLITS = ("train", "heldout")
+EMPTY, CUT = "words that are empty", f"words cut to {vlpt.CHARS} characters"
+UNKNOWN = "words without a character of the alphabet"
+PARTLY = "words with some characters outside the alphabet (kept)"
+MOST = 6000  # characters of an alphabet that is built from words
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
                 "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
 WORDS = """open closed exit enter push pull sale hotel coffee bakery market street avenue road
@@ -57,6 +65,22 @@ class Sample(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8, RGB
     words: list[str]  # as annotated: may be empty, unreadable ones left out
     quads: np.ndarray | None  # (words, 4, 2) float32 pixels x, y, clockwise from the top left
+    outside: int = 0  # annotated words that are not here: most of their quad is off the picture
+
+
+class Source(Sequence, ABC):
+    """A sequence of samples."""
+
+    root: str | Path
+    notes: Counter  # what of the annotation is not in the samples
+
+    @abstractmethod
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+        """Which pictures have a learnable word, (len,) bool; `notes` counts the other words."""
+
+    @abstractmethod
+    def characters(self) -> Counter:
+        """How often each character occurs in the words, in NFC."""
 
 
 @dataclass(frozen=True)
@@ -330,16 +354,23 @@ def render(
     return Sample(finish(rng, image, scene.clutter), words, np.array(quads, np.float32))
 
 
-class Rendered(Sequence):
-    """Pictures 0 .. count - 1 of `render`."""
+class Rendered(Source):
+    """Pictures 0 .. count - 1 of `render`; their words are of the scene's alphabet."""
 
     def __init__(
         self, size: int, count: int, seed: int = 0, split: str = "train", scene: Scene = Scene()
     ) -> None:
         self.size, self.count, self.seed, self.split, self.scene = size, count, seed, split, scene
+        self.root, self.notes = "synth", Counter()
 
     def __len__(self) -> int:
         return self.count
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+        return np.ones(self.count, bool)
+
+    def characters(self) -> Counter:
+        return Counter(self.scene.alphabet)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
@@ -359,7 +390,7 @@ class Item(NamedTuple):
     left_out: tuple[str, ...] = ()  # what of its annotation is not here
 
 
-class Folder(Sequence, ABC):
+class Folder(Source):
     """Annotated pictures on disk; a subclass lists them all, one in ten is held out."""
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
@@ -387,6 +418,13 @@ class Folder(Sequence, ABC):
         """Read a picture; ValueError names the file if it cannot be decoded."""
         item = self.items[index]
         return Sample(np.asarray(open_image(item.path)), item.words, item.quads)
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+        return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
+
+    def characters(self) -> Counter:
+        words = (word for item in self.items for word in item.words)
+        return Counter(char for word in words for char in vlpt.nfc(word))
 
 
 def open_image(path: Path) -> Image.Image:
@@ -463,52 +501,292 @@ class JsonLines(Folder):
         return items
 
 
-class SynthText(Folder):
-    """SynthText's own layout: gt.mat beside the folders of pictures that it names."""
+# -------------------------------------------------------------------------------- SynthText
 
-    TREE = "    ROOT/gt.mat with imnames, txt and wordBB\n    ROOT/<imnames>"
 
-    def list_items(self) -> list[Item]:
-        from scipy.io import loadmat
+class Index(NamedTuple):
+    """What is needed of SynthText's gt.mat, as one file of flat arrays; training pictures first.
 
-        path, items = need(self.root / "gt.mat", self.TREE), []
+    A picture's name, words and quads lie between its row of `ends` and the next one. The file is
+    mapped, so processes share what they touch of it; quads, the bulk, are read when asked for.
+    """
+
+    MAGIC = int.from_bytes(b"vlpt-ix1", "little")  # the last character is the format's version
+
+    path: Path
+    head: dict[str, int]  # by the names in HEAD
+    quads_at: int  # where the quads begin in the file, (words, 4, 2) float32 pixels
+    ends: np.ndarray  # (pictures + 1, 3) int64: bytes of names, bytes of text, quads so far
+    names: np.ndarray  # (bytes,) uint8, UTF-8
+    text: np.ndarray  # (bytes,) uint8, UTF-8; each word in NFC, cut to L, with a line break after
+
+
+HEAD = ("magic", "gt_bytes", "gt_mtime_ns", "pictures", "train", "quads", "names", "text",
+        "mismatches_train", "mismatches_heldout", "cut_train", "cut_heldout")  # fmt: skip
+
+
+def open_index(root: Path) -> Index:
+    """Map the index of root/gt.mat; build it first if there is none, or one of another gt.mat.
+
+    Raises: FileNotFoundError; ValueError if gt.mat is not SynthText's or no index can be written.
+    """
+    gt = need(root / "gt.mat", SynthText.TREE)
+    key, places = (Index.MAGIC, gt.stat().st_size, gt.stat().st_mtime_ns), index_places(gt)
+    for path in places:
+        index = read_index(path, key)
+        if index:
+            return index
+    start, arrays, failures = time.perf_counter(), build_index(gt, key), []
+    for path in places:
         try:
-            table = loadmat(path, variable_names=("imnames", "txt", "wordBB"))
-            columns = zip(*(table[key][0] for key in ("imnames", "txt", "wordBB")), strict=True)
-            for name, text, boxes in columns:
-                words = " ".join(map(str, text.ravel())).split()
-                quads = np.asarray(boxes, np.float32).reshape(2, 4, -1).transpose(2, 1, 0)
-                if len(quads) == len(words):
-                    items.append(Item(self.root / str(name[0]), words, quads))
-                else:  # a few of the 858,750 disagree
-                    reason = ("quads of pictures with another number of words",)
-                    items.append(Item(self.root / str(name[0]), words, None, reason))
-        except Exception as error:  # scipy raises whatever it stumbles over
-            raise ValueError(
-                f"{path}: not SynthText's gt.mat ({error!r}), wanted\n{self.TREE}"
-            ) from None
-        return items
+            write_index(path, arrays)
+        except OSError as error:
+            failures.append(str(error))
+        else:
+            print(f"{path}: index written, once, in {time.perf_counter() - start:.0f} s")
+            return read_index(path, key)
+    raise ValueError(f"{gt}: its index can be written nowhere: {'; '.join(failures)}")
 
 
-def write_synthtext(root: str | Path, count: int, seed: int, size: int = 256) -> None:
-    """Write `count` rendered pictures in SynthText's layout, for tests and trials."""
+def index_places(gt: Path) -> tuple[Path, Path]:
+    """Where the index of gt.mat may be: beside it, or in a cache if that cannot be written."""
+    cache = Path(os.getenv("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlpt"
+    return gt.with_name("gt.mat.index"), cache / f"{zlib.crc32(bytes(gt.resolve())):08x}.index"
+
+
+def read_index(path: Path, key: tuple[int, int, int]) -> Index | None:
+    """Map an index file; None if it is not there, not whole, or not of the gt.mat of that key."""
+    try:
+        values = np.fromfile(path, np.int64, len(HEAD)).tolist()
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError):
+        return None
+    if len(values) < len(HEAD) or tuple(values[:3]) != key:
+        return None
+    head = dict(zip(HEAD, values, strict=True))
+    sizes = [8 * len(HEAD), 32 * head["quads"], 24 * (head["pictures"] + 1), head["names"],
+             head["text"]]  # fmt: skip
+    if min(sizes) < 0 or sum(sizes) != len(data):
+        return None
+    _, _, ends, names, text = np.split(data, np.cumsum(sizes)[:-1])
+    ends = ends.view(np.int64).reshape(-1, 3)
+    last = [head["names"], head["text"], head["quads"]]
+    if ends[0].any() or ends[-1].tolist() != last or (np.diff(ends, axis=0) < 0).any():
+        return None
+    return Index(path, head, sizes[0], ends, names, text)
+
+
+def write_index(path: Path, arrays: Iterable[np.ndarray]) -> None:
+    """Write arrays one after the other, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            for array in arrays:
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
+    """Read gt.mat into the arrays of its index; of the published size, with 3.3 GB of memory."""
+    from scipy.io import loadmat
+    from tqdm import tqdm
+
+    count, names, texts, boxes = Counter(), [], [], [np.empty((0, 4, 2), np.float32)]
+    try:
+        table = loadmat(gt, variable_names=("imnames", "txt", "wordBB"))
+        columns = np.concatenate([table[key] for key in ("imnames", "txt", "wordBB")])
+        held = np.arange(columns.shape[1]) % 10 == 9
+        held[-1] |= not held.any()
+        for k in tqdm(np.argsort(held, kind="stable"), str(gt), unit="picture", disable=None):
+            name, text, quads = columns[:, k]
+            words, half = vlpt.nfc(" ".join(map(str, text.flat))).split(), SPLITS[int(held[k])]
+            quads = np.asarray(quads, np.float32).reshape(2, 4, -1).transpose(2, 1, 0)
+            if len(quads) != len(words):  # a few of the 858,750 disagree
+                count[f"mismatches_{half}"] += 1
+                continue
+            count[half] += 1
+            count[f"cut_{half}"] += sum(len(word) > vlpt.CHARS for word in words)
+            names.append(str(name[0]).encode())
+            texts.append("".join(word[: vlpt.CHARS] + "\n" for word in words).encode())
+            boxes.append(quads)
+    except Exception as error:  # scipy raises whatever it stumbles over
+        raise ValueError(
+            f"{gt}: not SynthText's gt.mat ({error!r}), wanted\n{SynthText.TREE}"
+        ) from None
+    if min(count["train"], count["heldout"]) < 1:
+        raise ValueError(f"{gt}: got {len(names)} annotated pictures, wanted some in both halves")
+    lengths = [(len(n), len(t), len(b)) for n, t, b in zip(names, texts, boxes[1:], strict=True)]
+    ends = np.cumsum([(0, 0, 0), *lengths], axis=0, dtype=np.int64)
+    count |= dict(zip(("names", "text", "quads"), ends[-1].tolist(), strict=True))
+    count |= {"pictures": len(names)} | dict(zip(HEAD, key, strict=False))
+    flat = (np.frombuffer(b"".join(parts), np.uint8) for parts in (names, texts))
+    return [np.array([count[name] for name in HEAD]), np.concatenate(boxes), ends, *flat]
+
+
+class SynthText(Source):
+    """SynthText's own layout: gt.mat beside the folders of pictures that it names.
+
+    Words are in NFC and cut to L; quads are clipped to their picture, and words of which at least
+    half lies outside it are left out.
+    """
+
+    TREE = """    ROOT/gt.mat with imnames, txt and wordBB, and its pictures as
+    ROOT/8/ballet_106_0.jpg or ROOT/all_images/8/ballet_106_0.jpg"""
+
+    def __init__(self, root: str | Path, split: str = "train") -> None:
+        self.root, self.split = Path(root), split
+        self.index = open_index(self.root)
+        head, train = self.index.head, self.index.head["train"]
+        self.rows = range(train) if split == "train" else range(train, head["pictures"])
+        self.notes = Counter({
+            "pictures with another number of quads than words": head[f"mismatches_{split}"],
+            CUT: head[f"cut_{split}"],
+        })  # fmt: skip
+        first = [self.name(k) for k in range(min(100, len(self)))]
+        folders = [folder for folder in (self.root, self.root / "all_images")
+                   if any((folder / name).is_file() for name in first)]  # fmt: skip
+        if not folders:
+            missing = f"{self.root / first[0]}: not found, nor any of the {len(first)} first ones"
+            raise FileNotFoundError(f"{missing}; wanted\n{self.TREE}")
+        self.folder = folders[0]
+
+    def __reduce__(self) -> tuple:
+        return SynthText, (self.root, self.split)  # a worker maps the file itself
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        start, stop = self.index.ends[self.rows[index] :][:2, 0]
+        return self.index.names[start:stop].tobytes().decode()
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a picture; ValueError names the file if it cannot be decoded."""
+        image = open_image(self.folder / self.name(index))
+        (_, start, first), (_, stop, last) = self.index.ends[self.rows[index] :][:2].tolist()
+        words = self.index.text[start:stop].tobytes().decode().split("\n")[:-1]
+        at, count = self.index.quads_at + 32 * first, 8 * (last - first)
+        quads = np.fromfile(self.index.path, np.float32, count, offset=at).reshape(-1, 4, 2)
+        quads, inside = clip_quads(quads, *image.size)
+        words = [word for word, kept in zip(words, inside, strict=True) if kept]
+        return Sample(np.asarray(image), words, quads[inside], int((~inside).sum()))
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """10,000 pictures at a time: the code points of their words, each with a line break
+        after, and the numbers of words up to each picture, from 0.
+        """
+        for start in range(0, len(self), 10_000):
+            stop = min(start + 10_000, len(self))
+            ends = self.index.ends[self.rows[start] : self.rows[stop - 1] + 2]
+            text = self.index.text[ends[0, 1] : ends[-1, 1]].tobytes().decode()
+            yield np.frombuffer(text.encode("utf-32-le"), np.uint32), ends[:, 2] - ends[0, 2]
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+        table, found = np.zeros(sys.maxunicode + 1, np.int32), [np.empty(0, bool)]
+        table[[ord(char) for char in alphabet.index if len(char) == 1]] = 1
+        for codes, words in self.chunks():
+            breaks = np.flatnonzero(codes == ord("\n"))
+            known = np.diff(np.cumsum(table[codes])[breaks], prepend=0)
+            lengths = np.diff(breaks, prepend=-1) - 1
+            notes[UNKNOWN] += int((known == 0).sum())
+            notes[PARTLY] += int(((known > 0) & (known < lengths)).sum())
+            found.append(np.diff(np.cumsum(np.append(0, known > 0))[words]) > 0)
+        return np.concatenate(found)
+
+    def characters(self) -> Counter:
+        count = np.zeros(sys.maxunicode + 1, np.int64)
+        for codes, _ in self.chunks():
+            count += np.bincount(codes, minlength=len(count))
+        count[ord("\n")] = 0
+        return Counter({chr(code): int(count[code]) for code in np.flatnonzero(count)})
+
+
+def clip_quads(quads: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Move the corners of (words, 4, 2) quads into a picture: the quads, and which of them keep
+    more than half of their area.
+    """
+    x, y = np.moveaxis(np.stack([quads, quads.clip(0, np.float32([width, height]))]), -1, 0)
+    area = abs((x * np.roll(y, -1, -1) - np.roll(x, -1, -1) * y).sum(-1)) / 2
+    return np.stack([x[1], y[1]], -1), area[1] > area[0] / 2
+
+
+def write_synthtext(
+    root: str | Path,
+    count: int,
+    seed: int,
+    size: int = 256,
+    scene: Scene = Scene(),
+    distinct: int | None = None,
+) -> None:
+    """Write `count` rendered pictures in SynthText's layout, for tests and trials.
+
+    With `distinct`, only so many are rendered; the others are hard links with the same annotation,
+    except that one in 1,000 has its quads moved half a picture aside and one in 10,000 lacks a
+    line of words, as such things happen in the published file.
+    """
     from scipy.io import savemat
+    from tqdm import tqdm
 
-    root = Path(root)
-    (root / "1").mkdir(parents=True, exist_ok=True)
-    table = {key: np.empty((1, count), object) for key in ("imnames", "txt", "wordBB")}
-    for index in range(count):
-        sample, name = render(seed, index, size), f"1/picture_{index}.jpg"
-        Image.fromarray(sample.image).save(root / name, quality=95)
-        table["imnames"][0, index] = np.array([name])
-        table["txt"][0, index] = np.array(sample.words)
-        table["wordBB"][0, index] = sample.quads.transpose(2, 1, 0)
+    root, samples = Path(root), []
+    table = {key: np.empty((1, count), object) for key in ("imnames", "wordBB", "charBB", "txt")}
+    for index in tqdm(range(count), f"{root}/", unit="picture", disable=None):
+        name = f"{1 + index // 4000}/picture_{index}.jpg"
+        if index % 4000 == 0:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if index < (distinct or count):
+            sample = render(seed, index, size, scene=scene)
+            Image.fromarray(sample.image).save(root / name, quality=95)
+            parts = map(split_quad, sample.quads, map(len, sample.words))
+            quads = sample.quads, np.concatenate(list(parts))
+            boxes = [q.T if len(q) > 1 else q[0].T for q in quads]
+            lines = ["\n".join(sample.words[k : k + 3]) for k in range(0, len(sample.words), 3)]
+            samples.append((root / name, *boxes, np.array(lines)))
+        path, words, chars, text = samples[index % len(samples)]
+        if index >= len(samples):
+            os.link(path, root / name)
+            words = words + np.float32(size / 2) if index % 1_000 == 500 else words
+            text = text[1:] if index % 10_000 == 5_001 else text
+        row = np.array([name]), words, chars, text
+        for key, value in zip(table, row, strict=True):
+            table[key][0, index] = value
     savemat(root / "gt.mat", table)
+
+
+def split_quad(quad: np.ndarray, parts: int) -> np.ndarray:
+    """Cut a quad into (parts, 4, 2) from left to right, one for each letter."""
+    step = np.linspace(0, 1, parts + 1, dtype=np.float32)[:, None]
+    top, bottom = quad[0] + step * (quad[1] - quad[0]), quad[3] + step * (quad[2] - quad[3])
+    return np.stack([top[:-1], top[1:], bottom[1:], bottom[:-1]], 1)
+
+
+def fake_synthtext(root: Path, images: int) -> None:
+    """Write a stand-in for SynthText in a new folder: its layout, and with 858,750 its size.
+
+    Raises: ValueError if the folder is not empty or the disk too full.
+    """
+    if images < 2:
+        raise ValueError(f"--images: got {images}, wanted at least 2")
+    root.mkdir(parents=True, exist_ok=True)
+    if any(root.iterdir()):
+        raise ValueError(f"{root}: not empty; wanted a new folder")
+    needed, free = 3_000 * images + 2 * 10**7, shutil.disk_usage(root).free
+    if free < needed:
+        raise ValueError(f"{root}: got {free / 1e9:.1f} GB of free disk, wanted {needed / 1e9:.1f}")
+    scene = Scene(words=(4, 13), height=(0.04, 0.08))  # published: 8.5 words a picture
+    write_synthtext(root, images, 0, 512, scene, distinct=min(images, 128))
+
+
+# ------------------------------------------------------------------------------- any source
 
 
 def open_source(
     spec: str, split: str, size: int, count: int, seed: int = 0, scene: Scene = Scene()
-) -> Rendered | Folder:
+) -> Source:
     """Open "synth", "synthtext:PATH", "icdar2015:PATH" or "jsonl:PATH".
 
     `size`, `count`, `seed` and `scene` matter for "synth" only.
@@ -533,77 +811,121 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, size, size) uint8
     ids: Tensor  # (B, L, N) int64
     skipped: list[str]  # why pictures of this batch are missing
+    outside: int = 0  # words of this batch that were left out, see `Sample`
 
 
-def usable(words: Sequence[str], alphabet: vlpt.Alphabet, notes: Counter) -> list[str]:
-    """The words that the alphabet can spell; the others are counted in `notes`."""
-    kept = []
+def learnable(word: str, alphabet: vlpt.Alphabet) -> bool:
+    """Whether the alphabet knows one of the word's first L characters, which can be masked then."""
+    return bool(word.strip()) and not alphabet.index.keys().isdisjoint(vlpt.nfc(word)[: vlpt.CHARS])
+
+
+def count_learnable(words: Sequence[str], alphabet: vlpt.Alphabet, notes: Counter) -> int:
+    """How many words can be learned; `notes` counts those that cannot, or not as they are."""
+    found = 0
     for word in words:
-        if not word.strip():
-            notes["words that are empty"] += 1
-        elif not set(word) <= set(alphabet.chars):
-            notes["words with characters outside the alphabet"] += 1
+        spelled = vlpt.nfc(word)
+        if learnable(word, alphabet):
+            found += 1
+            notes[PARTLY] += not alphabet.index.keys() >= set(spelled[: vlpt.CHARS])
+            notes[CUT] += len(spelled) > vlpt.CHARS
         else:
-            notes[f"words cut to {vlpt.CHARS} characters"] += len(word) > vlpt.CHARS
-            kept.append(word)
-    return kept
+            notes[UNKNOWN if word.strip() else EMPTY] += 1
+    return found
+
+
+def read_alphabet(spec: str, source: Source | None = None) -> str:
+    """The characters of "ascii", of "data" (the source's, most frequent first, at most MOST), or
+    of a UTF-8 text file (in its order, without blanks and repetitions).
+
+    Raises: ValueError, FileNotFoundError.
+    """
+    if spec == "ascii":
+        return vlpt.PRINTABLE
+    if spec == "data":
+        counts = source.characters()
+        chars = sorted(counts, key=lambda char: (-counts[char], char))
+    else:
+        path = need(Path(spec), "    ascii, data, or a UTF-8 file of the characters to learn")
+        try:
+            chars = dict.fromkeys(vlpt.nfc(path.read_text("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error})") from None
+    chars = [char for char in chars if char.isprintable() and char != " "]
+    if not chars:
+        raise ValueError(f"alphabet: {spec} has no printable character")
+    return "".join(chars[:MOST] if spec == "data" else chars)
 
 
 class Pretraining(torch.utils.data.Dataset):
     """An endless run over a source: item k is picture k mod length of a shuffled epoch.
 
     Each epoch draws up to N words of every picture anew. Everything follows from (seed, k), so
-    the number of workers changes nothing. Pictures without a usable word are left out; `notes`
+    the number of workers changes nothing. Pictures without a learnable word are left out; `notes`
     counts them, and the words that were left out or cut.
+
+    Args:
+        subset: how many pictures to use, or None for all; a smaller subset is part of a larger.
+        annotated: 0..1, the share of its learnable words that each picture keeps, at least one;
+            a smaller share is part of a larger.
+    Raises: ValueError if there are no or not so many pictures, or for another share.
     """
 
     def __init__(
-        self, source: Rendered | Folder, alphabet: vlpt.Alphabet, size: int, seed: int
-    ) -> None:
+        self, source: Source, alphabet: vlpt.Alphabet, size: int, seed: int,
+        subset: int | None = None, annotated: float = 1.0,
+    ) -> None:  # fmt: skip
         self.source, self.alphabet, self.size, self.seed = source, alphabet, size, seed
-        self.notes = Counter(getattr(source, "notes", ()))
-        self.words: dict[int, list[str]] | None = None  # rendered ones are usable by construction
-        if isinstance(source, Folder):
-            found = {k: usable(i.words, alphabet, self.notes) for k, i in enumerate(source.items)}
-            self.words = {k: words for k, words in found.items() if words}
-            self.notes["pictures without a usable word"] += len(found) - len(self.words)
-            if not self.words:
-                raise ValueError(
-                    f"{source.root}: no picture has a word that the alphabet can spell"
-                )
+        self.annotated, self.notes = annotated, Counter(source.notes)
+        found = source.learnable(alphabet, self.notes)
+        self.indices = np.flatnonzero(found).astype(np.int32)
+        self.notes["pictures without a usable word"] += len(found) - len(self.indices)
         self.notes = +self.notes  # without zeros
-        self.indices = np.arange(len(source)) if self.words is None else np.array(list(self.words))
+        if not len(self.indices):
+            raise ValueError(f"{source.root}: no picture has a word that the alphabet can spell")
+        if subset is not None:
+            if not 1 <= subset <= len(self.indices):
+                raise ValueError(f"subset: got {subset}, wanted 1 to {len(self.indices)} pictures")
+            order = np.random.default_rng([seed, 0, 0, 1]).permutation(len(self.indices))
+            self.indices = np.sort(self.indices[order[:subset]])
+        if not 0 < annotated <= 1:
+            raise ValueError(f"annotated: got {annotated}, wanted above 0 and at most 1")
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor] | str:
-        """Picture (3, size, size) uint8 and ids (L, N), or why it cannot be had."""
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, int] | str:
+        """Picture (3, size, size) uint8, ids (L, N), words outside; or why it cannot be had."""
         epoch, position = divmod(k, len(self.indices))
         index = int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
         try:
             sample = self.source[index]
         except ValueError as error:
             return str(error)
-        words = sample.words if self.words is None else self.words[index]
+        words = [word for word in sample.words if learnable(word, self.alphabet)]
+        if not words:
+            return f"{self.source.root}: picture {index} has no learnable word inside it"
+        if self.annotated < 1:
+            order = np.random.default_rng([self.seed, index, 0, 2]).permutation(len(words))
+            words = [words[j] for j in order[: max(1, round(self.annotated * len(words)))]]
         rng = np.random.default_rng([self.seed, k])
         drawn = rng.permutation(len(words))[: vlpt.WORDS]
         image = Image.fromarray(sample.image)
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, reducing_gap=2)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels, self.alphabet.encode([words[k] for k in drawn])
+        return pixels, self.alphabet.encode([words[k] for k in drawn]), sample.outside
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # of 858,750 pictures, 7 MB each in every worker
 def shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
-def collate(items: list[tuple[Tensor, Tensor] | str]) -> Batch:
+def collate(items: list[tuple[Tensor, Tensor, int] | str]) -> Batch:
     """Stack what could be read; the batch may be smaller, or empty, and says why."""
     good = [item for item in items if not isinstance(item, str)]
     skipped = [item for item in items if isinstance(item, str)]
     if not good:
         return Batch(torch.empty(0), torch.empty(0), skipped)
-    return Batch(*(torch.stack(column) for column in zip(*good, strict=True)), skipped)
+    images, ids, outside = zip(*good, strict=True)
+    return Batch(torch.stack(images), torch.stack(ids), skipped, sum(outside))
 
 
 # ------------------------------------------------------------------------------------ contact sheet
@@ -641,23 +963,38 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--sheet", required=True, metavar="FILE.png", help="picture to write")
+    add("--sheet", default=argparse.SUPPRESS, metavar="FILE.png", help="picture to write")
     add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
     add("--split", choices=SPLITS, default="train", help="which half")
     add("--count", type=int, default=24, help="pictures on the sheet")
     add("--size", type=int, default=256, help="side of rendered pictures, pixels")
     add("--seed", type=int, default=0, help="of rendered pictures")
     add("--digits", action="store_true", help="draw the demo's pictures (with --size 64)")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of a sheet")
+    text = "write a stand-in for SynthText: gt.mat, and links to a few rendered pictures"
+    fake = commands.add_parser("fake-synthtext", help=text, description=text)
+    fake.add_argument("folder", metavar="DIR", type=Path, help="where, a new folder")
+    fake.add_argument("--images", type=int, default=858_750, help="how many; published: 858750")
     args = parser.parse_args()
     try:
-        scene = DIGITS if args.digits else Scene()
-        if args.count < 1 or args.size < 32:
-            raise ValueError("--count must be at least 1 and --size at least 32")
-        source = open_source(args.data, args.split, args.size, args.count, args.seed, scene)
-        sheet = contact_sheet(source, args.count, tile=256 if args.data == "synth" else 384)
-        sheet.save(args.sheet)
+        if args.command == "fake-synthtext":
+            fake_synthtext(args.folder, args.images)
+            print(f"{args.folder}: {args.images:,} pictures in SynthText's layout")
+        elif "sheet" in args:
+            draw_sheet(args)
+        else:
+            parser.error("wanted --sheet FILE.png or a command")
     except (ValueError, OSError) as error:
         sys.exit(f"data_stub.py: error: {error}")
+
+
+def draw_sheet(args: argparse.Namespace) -> None:
+    scene = DIGITS if args.digits else Scene()
+    if args.count < 1 or args.size < 32:
+        raise ValueError("--count must be at least 1 and --size at least 32")
+    source = open_source(args.data, args.split, args.size, args.count, args.seed, scene)
+    sheet = contact_sheet(source, args.count, tile=256 if args.data == "synth" else 384)
+    sheet.save(args.sheet)
     print(f"{args.sheet}: {min(args.count, len(source))} pictures of {args.data}, {args.split}")
 
 

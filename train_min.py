@@ -44,8 +44,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.set_defaults(lr=None, image_size=None, alphabet=None, backbone=None, init=None)
-    preset, add = argparse.SUPPRESS, parser.add_argument
+    parser.set_defaults(
+        lr=None, image_size=None, alphabet=None, subset=None, backbone=None, init=None
+    )  # fmt: skip
+    preset, add = argparse.SUPPRESS, parser.add_argument  # the preset's, see `configure`
     add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
     add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
     add("--backbone", choices=BACKBONES, default=preset,
@@ -69,8 +71,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--alphabet",
         default=preset,
-        help="characters to learn (default: digits for tiny on synth, else 94 of printable ASCII)",
+        metavar="ascii|data|PATH",
+        help=f"characters to learn: 94 of printable ASCII; those of the training words, the most "
+        f"frequent {data_stub.MOST}; those of a UTF-8 file (default: digits for tiny on synth, "
+        f"else ascii)",
     )
+    add("--subset", type=int, default=preset, metavar="N",
+        help="train on N pictures, the same for the same seed (default: all)")  # fmt: skip
+    add("--annotated", type=float, default=1.0, metavar="SHARE",
+        help="share of its words that each training picture keeps, at least one")  # fmt: skip
     add("--eval", type=int, default=1024, help="held-out pictures to evaluate on, at most")
     add("--seed", type=int, default=0, help="of weights, pictures, words, masks")
     add("--workers", type=int, default=1, help="processes that prepare pictures, 0 for none")
@@ -96,11 +105,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
     """The preset, with what the options change."""
     config, scene, _ = PRESETS[args.preset]
-    alphabet = args.alphabet or (config.alphabet if args.data == "synth" else vlpt.PRINTABLE)
+    if args.alphabet is None:
+        alphabet = config.alphabet if args.data == "synth" else vlpt.PRINTABLE
+    else:
+        source = None
+        if args.alphabet == "data":
+            source = data_stub.open_source(args.data, "train", 32, 2, args.seed, scene)
+        alphabet = data_stub.read_alphabet(args.alphabet, source)
     if alphabet != config.alphabet:
         scene = dataclasses.replace(data_stub.Scene(), alphabet=alphabet)
     size = config.image_size if args.image_size is None else args.image_size
-    vlpt.Alphabet(alphabet)  # or its ValueError, before anything is read
     if args.backbone:
         config = dataclasses.replace(config, backbone=args.backbone, backbone_size={})
     return dataclasses.replace(config, alphabet=alphabet, image_size=size), scene
@@ -251,7 +265,7 @@ def plot_attention(
 ) -> None:
     """Where the model looks: a row a picture, a column for each hidden character of a word."""
     items = (heldout[k] for k in range(min(4 * pictures, len(heldout.indices))))
-    chosen = list(islice((item for item in items if not isinstance(item, str)), pictures))
+    chosen = list(islice((item[:2] for item in items if not isinstance(item, str)), pictures))
     device, alphabet = model.log_scale.device, heldout.alphabet
     most = min(8, max(len(alphabet.decode(ids)[0]) for _, ids in chosen))
     figure = Figure(figsize=(1.7 * (2 + most), 2.0 * len(chosen) + 0.6), layout="constrained")
@@ -295,7 +309,9 @@ def open_data(
     for split, count in (("train", args.samples), ("heldout", args.eval)):
         size = config.image_size
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
-        half = data_stub.Pretraining(source, vlpt.Alphabet(config.alphabet), size, args.seed)
+        chosen = (args.subset, args.annotated) if split == "train" else ()
+        alphabet = vlpt.Alphabet(config.alphabet)
+        half = data_stub.Pretraining(source, alphabet, size, args.seed, *chosen)
         notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())
         pictures = f"{len(half.indices):,} pictures of {args.data}"
         print(f"{split}: {pictures}; left out or cut: {notes or 'nothing'}")
@@ -312,6 +328,7 @@ class Log:
         self.rows: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter()
+        self.outside = 0
         self.start, self.printed, self.board = time.perf_counter(), 0, None
         self.chance = chance
         if board is not None:
@@ -361,12 +378,13 @@ def fit(
     chance = math.log(len(train.alphabet)), 2 * math.log(args.batch)
     log = Log(chance, out / "tensorboard" if args.tensorboard else None)
     steps, count = args.samples // args.batch, min(args.eval, len(heldout.indices))
-    keys = np.arange(steps * args.batch).reshape(steps, args.batch)
+    keys = (range(k * args.batch, (k + 1) * args.batch) for k in range(steps))
     held_keys = np.array_split(np.arange(count), max(1, count // args.batch))
     batches = make_loader(train, keys, args.workers)
     bar = tqdm(batches, total=steps, unit="step", disable=None, leave=False)
     for step, batch in enumerate(bar, start=1):
         log.skipped.update(batch.skipped)
+        log.outside += batch.outside
         for group in optimizer.param_groups:
             group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
         if len(batch.images):
@@ -400,6 +418,10 @@ def run(args: argparse.Namespace) -> None:
     log = fit(model, train, heldout, args, out)
     for reason, count in log.skipped.most_common(5):
         print(f"skipped {count} times: {reason}")
+    if len(log.skipped) > 5:
+        print(f"skipped as well: {len(log.skipped) - 5:,} other pictures")
+    if log.outside:
+        print(f"left out {log.outside:,} times: a word that is mostly outside its picture")
     vlpt.export_backbone(model, out / "backbone.safetensors", training_data=args.data,
                          steps=args.samples // args.batch)  # fmt: skip
     plot_losses(out / "loss.png", log)

@@ -2,7 +2,8 @@
 
 Re-implements "Language Matters: A Weakly Supervised Vision-Language Pre-training Approach for
 Scene Text Detection and Spotting" (Xue et al., ECCV 2022, arXiv 2203.03911). An image encoder
-learns from pictures and some of their words, without boxes, by reading hidden characters.
+learns from pictures and the transcriptions of some of their words, without any boxes: one
+character of each word is hidden and has to be read off the picture.
 
     images (B, 3, H, W)                   ids (B, L, N) <--mask_one_char-- transcriptions
        | backbone                            | TextEncoder: embed (B, L, N, T), then encode
@@ -38,8 +39,10 @@ Deviations from the released code, which differs from the paper; marked where th
 
 import argparse
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,41 +53,40 @@ import torchvision
 from torch import Tensor, nn
 
 __version__ = "0.1.0"
-PAD, MASK, END = 0, 1, 2  # characters follow; END keeps the released V = 97, no word carries it
+PAD, MASK, UNK = 0, 1, 2  # characters follow; UNK sits where the released V = 97 has an end token
 IGNORE = -100  # the target of a position that does not count
 CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
 PRINTABLE = "".join(map(chr, range(33, 127)))  # the 94 printable ASCII characters, no space
+nfc = partial(unicodedata.normalize, "NFC")  # the one form in which words are cut and spelled
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Alphabet:
-    """Token ids of words: pad 0, MASK 1, END 2, then `chars`, each once; V = len(chars) + 3."""
+    """Token ids of words in NFC: pad 0, MASK 1, UNK 2 (any other), `chars`; V = len(chars) + 3."""
 
     mask_id = MASK
 
     def __init__(self, chars: str = PRINTABLE) -> None:
-        if not chars or len(set(chars)) != len(chars):
+        self.chars, self.index = chars, {nfc(char): k for k, char in enumerate(chars, UNK + 1)}
+        if not chars or len(self.index) != len(chars):
             raise ValueError(f"alphabet: got {chars!r}, wanted one or more distinct characters")
-        self.chars = chars
 
     def __len__(self) -> int:
-        return len(self.chars) + END + 1
+        return len(self.chars) + UNK + 1
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Write up to N words as (L, N) int64 ids, a word a column, cut to L, or ValueError."""
-        if len(words) > WORDS:
-            raise ValueError(f"words: got {len(words)}, wanted at most {WORDS}")
+        """Words as (L, N) int64 ids, a column each, cut to L; ValueError for over N or an empty."""
+        if len(words) > WORDS or "" in words:
+            raise ValueError(f"words: got {list(words)}, wanted at most {WORDS}, none empty")
         ids = torch.full((CHARS, WORDS), PAD)
         for i, word in enumerate(words):
-            if not word or not set(word) <= set(self.chars):
-                raise ValueError(f"words[{i}]: got {word!r}, wanted characters of {self.chars!r}")
-            for j, char in enumerate(word[:CHARS]):
-                ids[j, i] = END + 1 + self.chars.index(char)
+            for j, char in enumerate(nfc(word)[:CHARS]):
+                ids[j, i] = self.index.get(char, UNK)
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Read (L, N) ids as N words; pads and END print nothing, MASK prints as "_"."""
-        text = ["", "_", "", *self.chars]
+        """Read (L, N) ids as N words; pads print nothing, MASK as "_", UNK as U+FFFD."""
+        text = ["", "_", "\ufffd", *self.chars]
         return ["".join(text[k] for k in column) for column in ids.T.tolist()]
 
 
@@ -245,7 +247,9 @@ class Attention(nn.Module):
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1): its mean token gives the image feature, others local ones."""
+    """CLIP's attention pool (step 1): the mean token's query gives the image feature, each other
+    token's its local token. Positions are learned for a grid * grid map, else interpolated.
+    """
 
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
@@ -297,14 +301,13 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, self.sentence = config.text_width, config.text_encoder == "sentence"
+        T, self.sentence = config.text_width, config.text_encoder == "sentence"
         words = WORDS if self.sentence else 1  # words share PE unless one sequence
-        self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), width))
-        self.position = nn.Parameter(0.01 * torch.randn(CHARS, words, width))
-        layers = [Layer(width, config.text_heads) for _ in range(config.text_layers)]
-        self.layers = nn.ModuleList(layers)
-        self.ln_final = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, config.joint_width, bias=False)
+        self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), T))
+        self.position = nn.Parameter(0.01 * torch.randn(CHARS, words, T))
+        self.layers = nn.ModuleList(Layer(T, config.text_heads) for _ in range(config.text_layers))
+        self.ln_final = nn.LayerNorm(T)
+        self.projection = nn.Linear(T, config.joint_width, bias=False)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ce_j = W_c c_j + PE_j, PE learned (step 2): (B, L, N) ids to (B, L, N, T)."""
@@ -324,15 +327,15 @@ class TextEncoder(nn.Module):
 
 
 def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Hide one character of every word, drawn uniformly among its own (step 4).
+    """Hide one known character of every word that has one, each equally likely (step 4).
 
     Args: ids, (B, L, N) int64; generator, source of the draw, torch's global one unless given.
     Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
     """
     device = ids.device if generator is None else generator.device
     draw = torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
-    winner = draw.masked_fill(ids <= END, -1).argmax(1, keepdim=True)
-    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > END)
+    winner = draw.masked_fill(ids <= UNK, -1).argmax(1, keepdim=True)
+    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > UNK)
     return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE)
 
 
@@ -341,10 +344,9 @@ class VisualTextualDecoder(nn.Module):
 
     def __init__(self, config: Config, grid: int) -> None:
         super().__init__()
-        width, self.grid = config.joint_width, grid
+        width, heads, self.grid = config.joint_width, config.decoder_heads, grid
         self.position = nn.Parameter(torch.randn(grid**2, width) * width**-0.5)
-        layers = [Layer(width, config.decoder_heads) for _ in range(config.decoder_layers)]
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(config.decoder_layers))
         self.ln_final = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, local: Tensor, size: Sequence[int], weights=False) -> Tensor:
@@ -381,8 +383,9 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
-    Args: image, text, (B, D) of any norm, row b a pair, left out with a zero text, that is without
-        words; log_scale, () natural log of 1/temperature, whose exp is capped at 100 (D6).
+    Args:
+        image, text: (B, D), any norm, row b a pair. A zero text row, no words, counts nowhere.
+        log_scale: () natural log of 1/temperature, whose exp is capped at 100 (D6).
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
@@ -438,8 +441,8 @@ class VLPT(nn.Module):
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Where the image feature and each character come from, averaged over heads.
 
-        Returns: the pool's map (B, h, w), among the map's tokens; the last decoder layer's (B, L,
-            N, h, w), followed through the pool, which mixes places. All sum to 1, pads' too.
+        Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
+            N, h, w), followed through the pool, which mixes places. Each sums to 1, pads' too.
         Raises: ValueError as `forward`, and for decoder="none".
         """
         self._check(images, ids)
@@ -460,9 +463,9 @@ class VLPT(nn.Module):
             raise ValueError(f"ids: got {words}, wanted ({got[0]}, <={CHARS}, <={WORDS})")
 
 
-STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # CLIP's, and where others keep it
-LAYOUTS = {
-    "native": STEM, "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
+LAYOUTS = {  # CLIP's stem, and where others keep it
+    "native": ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+    "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
     "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")}  # fmt: skip
 
 
@@ -472,7 +475,7 @@ def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
     if layout != "native" and "conv3" in backbone:
         for key in keys:
             module, rest = key.split(".", 1)
-            module = dict(zip(STEM, LAYOUTS[layout], strict=True)).get(module, module)
+            module = dict(zip(LAYOUTS["native"], LAYOUTS[layout], strict=True)).get(module, module)
             rest = rest.replace("downsample.1", "downsample.2").replace("sample.0", "sample.1")
             keys[key] = f"{module}.{rest}"
     return keys
@@ -518,20 +521,15 @@ def load_backbone(source: str | Path | Mapping, name: str, **size: Any) -> Backb
     Raises: OSError; ValueError for a damaged file or other than exactly the backbone's tensors.
     """
     backbone, state = build_backbone(name, **size), read_tensors(source, "visual.", "backbone.", "")
-    layouts = [layout_keys(backbone, layout) for layout in LAYOUTS]
-    keys = max(layouts, key=lambda keys: len(state.keys() & keys.values()))
-    got = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in state.items()}
-    own = {keys[k]: tuple(v.shape) for k, v in backbone.state_dict().items()}
-    odd = [k for k in got | own if got.get(k) != own.get(k) and not k.startswith("attnpool.")]
-    if odd:
-        unknown, missing = [k for k in odd if k not in own], [k for k in odd if k not in got]
-        shapes = [k for k in odd if k in own and k in got]
-        some = unknown[:2] + missing[:2] + shapes[:2]
-        told = "; ".join(f"{k} got {got.get(k)}, wanted {own.get(k)}" for k in some)
-        counts = f"{len(unknown)} unknown, {len(missing)} missing, {len(shapes)} misshaped"
+    names = [{v: k for k, v in layout_keys(backbone, layout).items()} for layout in LAYOUTS]
+    ours = max(names, key=lambda theirs: len(state.keys() & theirs.keys()))
+    state = {ours.get(k, k): v for k, v in state.items() if not k.startswith("attnpool.")}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:  # a line each for missing, for unknown and for misshaped keys
+        told = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:5])
         where = "source" if isinstance(source, Mapping) else source
-        raise ValueError(f"{where}: not the weights of {name}: {counts}: {told}")
-    backbone.load_state_dict({ours: state[theirs] for ours, theirs in keys.items()})
+        raise ValueError(f"{where}: not the weights of {name}: {told}") from None
     return backbone
 
 
@@ -548,7 +546,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return import_module("safetensors.torch").load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        held = dict(torch.load(path, map_location="cpu", weights_only=True))
+        return held | {"state_dict": dict(held.get("state_dict", held))}
     except (OSError, ImportError):
         raise
     except Exception as error:  # each kind of damage has its own class, in zipfile, pickle, torch

@@ -61,8 +61,12 @@ MUTANTS = [
      "self.projection(x)"),
     ("another GELU", "TestStep3", "torch.sigmoid(1.702 * x)", "torch.sigmoid(x)"),
     # step 4
-    ("pads may be masked", "TestStep4", "draw.masked_fill(ids <= END, -1)", "draw"),
-    ("empty slots are masked", "TestStep4", "True) & (ids > END)", "True)"),
+    ("pads may be masked", "TestStep4", "draw.masked_fill(ids <= UNK, -1)", "draw"),
+    ("unknown characters may be masked", "TestStep4", "draw.masked_fill(ids <= UNK, -1)",
+     "draw.masked_fill(ids < UNK, -1)"),
+    ("empty slots are masked", "TestStep4", "True) & (ids > UNK)", "True)"),
+    ("words of unknown characters are masked", "TestStep4", "True) & (ids > UNK)",
+     "True) & (ids >= UNK)"),
     ("always the first character", "TestStep4", "winner = draw.", "winner = (0 * draw)."),
     ("never the last of equals", "TestStep4", "winner = draw.",
      "winner = (draw * (ids.cumsum(1) < ids.sum(1, keepdim=True)))."),
@@ -159,7 +163,11 @@ MUTANTS = [
     ("trimmed one character short", "TestModel", ".amax()) + 1 if", ".amax()) if"),
     ("logits at pads kept", "TestModel",
      "unflatten(1, (L, N)) * valid.unsqueeze(-1)", "unflatten(1, (L, N))"),
-    ("character cut after 24", "TestAlphabet", "word[:CHARS]", "word[: CHARS - 1]"),
+    ("character cut after 24", "TestAlphabet", "nfc(word)[:CHARS]", "nfc(word)[: CHARS - 1]"),
+    ("cut before composing", "TestAlphabet", "nfc(word)[:CHARS]", "nfc(word[:CHARS])"),
+    ("spelled decomposed", "TestAlphabet", 'partial(unicodedata.normalize, "NFC")',
+     'partial(unicodedata.normalize, "NFD")'),
+    ("unknown characters are pads", "TestAlphabet", "get(char, UNK)", "get(char, PAD)"),
 ]  # fmt: skip
 
 

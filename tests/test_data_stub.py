@@ -2,8 +2,12 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -41,7 +45,7 @@ class TestRender:
     @pytest.mark.parametrize(("size", "scene"), SCENES)
     def test_every_picture_has_words_with_quads_that_fit(self, size, scene):
         for index in range(60 if size < 256 else 25):
-            image, words, quads = ds.render(1, index, size, scene=scene)
+            image, words, quads, _ = ds.render(1, index, size, scene=scene)
             assert image.shape == (size, size, 3) and image.dtype == np.uint8
             assert 1 <= len(words) <= scene.words[1]
             assert quads.shape == (len(words), 4, 2) and quads.dtype == np.float32
@@ -155,22 +159,6 @@ class TestFolders:
                 difference = got.image.astype(int) - want[k].image
                 assert abs(difference).mean() < 12  # JPEG of noise
 
-    def test_synthtext_with_one_word_has_its_quad(self, tmp_path):
-        from scipy.io import loadmat, savemat
-
-        ds.write_synthtext(tmp_path, 4, seed=0, size=64)
-        table = loadmat(tmp_path / "gt.mat")
-        for k in range(4):  # as in the original: 2 x 4 where there is one word, lines of several
-            table["wordBB"][0, k] = np.arange(8.0).reshape(2, 4)
-            table["txt"][0, k] = np.array(["EXIT\n"])
-        table["txt"][0, 1] = np.array(["NO EXIT\nHERE "])
-        savemat(tmp_path / "gt.mat", {k: table[k] for k in ("imnames", "txt", "wordBB")})
-        source = ds.SynthText(tmp_path)
-        assert source[0].words == ["EXIT"]
-        assert source[0].quads.tolist() == [[[0, 4], [1, 5], [2, 6], [3, 7]]]
-        assert source[1].words == ["NO", "EXIT", "HERE"] and source[1].quads is None
-        assert source.notes == {"quads of pictures with another number of words": 1}
-
     def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
         Image.new("RGB", (40, 20), (9, 8, 7)).save(tmp_path / "a.png")
         quad = [[[1, 2], [30, 2], [30, 12], [1, 12]]]
@@ -274,6 +262,203 @@ class TestFolders:
             ds.open_source(spec, "train", 64, 10)
 
 
+def write_mat(root: Path, names: list[str], texts: list, boxes: list) -> Path:
+    from scipy.io import savemat
+
+    table = {key: np.empty((1, len(names)), object) for key in ("imnames", "txt", "wordBB")}
+    for k, row in enumerate(zip(names, texts, boxes, strict=True)):
+        for key, value in zip(table, row, strict=True):
+            table[key][0, k] = np.array(value if key == "wordBB" else np.atleast_1d(value))
+    savemat(root / "gt.mat", table)
+    return root
+
+
+BOX = np.float32([[1, 9, 9, 1], [2, 2, 6, 6]])  # (2, 4), x and y of a word's corners
+LETTERS = "abé한中\u0301\u1112\u1161"  # the last three join what is before them, or each other
+
+
+class TestSynthText:
+    def make(self, root: Path, words: list[list[str]], boxes: list | None = None) -> Path:
+        """One grey picture, 40 x 30, that all entries name; one entry a list of words."""
+        (root / "8").mkdir(parents=True)
+        Image.new("RGB", (40, 30), (99, 99, 99)).save(root / "8" / "x_0.png")
+        boxes = boxes or [np.stack([BOX] * len(each), -1) for each in words]
+        return write_mat(root, ["8/x_0.png"] * len(words), words, boxes)
+
+    def test_as_published_lines_in_an_entry_blanks_and_one_box(self, tmp_path):
+        texts = [["NO EXIT\n HERE  ", "either        "], ["EXIT\n"], ["two words"], ["a"]]
+        boxes = [np.stack([BOX] * 4, -1), BOX, BOX, BOX]  # 2 x 4 where there is one word
+        source = ds.SynthText(self.make(tmp_path / "st", texts, boxes))
+        assert [s.words for s in source] == [["NO", "EXIT", "HERE", "either"], ["EXIT"]]
+        assert source[1].quads.tolist() == [[[1, 2], [9, 2], [9, 6], [1, 6]]]
+        assert source.notes == {"pictures with another number of quads than words": 1, ds.CUT: 0}
+        assert [s.words for s in ds.SynthText(tmp_path / "st", "heldout")] == [["a"]]
+
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(
+        entries=st.lists(st.lists(st.text(LETTERS, min_size=1, max_size=40), max_size=4),
+                         min_size=2, max_size=25),
+        known=st.sets(st.sampled_from("abé한中"), min_size=1), split=st.sampled_from(ds.SPLITS),
+    )  # fmt: skip
+    def test_the_index_says_what_a_list_of_words_would(self, entries, known, split):
+        entries = [[*words, "a"] for words in entries]  # an entry without words is not MATLAB's
+        with tempfile.TemporaryDirectory() as folder:
+            source = ds.SynthText(self.make(Path(folder) / "st", entries), split)
+            held = [k for k in range(len(entries)) if k % 10 == 9] or [len(entries) - 1]
+            wanted = [k for k in range(len(entries)) if (k in held) == (split == "heldout")]
+            plain = [[vlpt.nfc(word) for word in entries[k]] for k in wanted]
+            assert [s.words for s in source] == [[w[:25] for w in words] for words in plain]
+            alphabet, notes, counts = vlpt.Alphabet("".join(known)), Counter(), Counter()
+            got = source.learnable(alphabet, notes)
+            found = [ds.count_learnable(words, alphabet, counts) for words in plain]
+            assert got.tolist() == [n > 0 for n in found]
+            for reason in (ds.UNKNOWN, ds.PARTLY):
+                assert notes[reason] == counts[reason]
+            assert source.notes[ds.CUT] == sum(len(word) > 25 for words in plain for word in words)
+            assert source.characters() == Counter("".join(w[:25] for x in plain for w in x))
+
+    def test_later_starts_do_not_read_gt_mat(self, tmp_path, monkeypatch, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
+        first = [s.words for s in ds.SynthText(root)]
+        assert capsys.readouterr().out.count("index written, once") == 1
+        monkeypatch.setattr("scipy.io.loadmat", None)
+        assert [s.words for s in ds.SynthText(root)] == first == [["one"], ["two", "three"]]
+        assert capsys.readouterr().out == "" and len(list(root.iterdir())) == 3
+
+    @pytest.mark.parametrize(
+        "damage", ["stale", "touched", "cut", "longer", "empty", "text", "ends"]
+    )
+    def test_an_index_that_does_not_fit_is_built_again(self, tmp_path, damage, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
+        path = ds.SynthText(root).index.path
+        good = path.read_bytes()
+        if damage == "stale":
+            shutil.rmtree(root)
+            self.make(root, [["other"], ["words", "now"], ["here"], ["too"]])
+        elif damage == "touched":
+            os.utime(root / "gt.mat", ns=(1, 1))
+        else:
+            broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
+            broken[len(ds.HEAD) + 4 * 4 + 3] = 99  # an end beyond the names
+            ends = broken.tobytes() + good[len(broken) * 8 :]
+            bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
+            path.write_bytes(bad.get(damage, b"not an index at all" * 99))
+        capsys.readouterr()
+        words = [s.words for s in ds.SynthText(root)]
+        assert "index written" in capsys.readouterr().out
+        if damage == "stale":
+            assert words == [["other"], ["words", "now"], ["here"]]
+        else:
+            assert words == [["one"], ["two", "three"]]
+            assert damage == "touched" or path.read_bytes() == good
+
+    def test_where_nothing_can_be_written_a_cache_is_used(self, tmp_path, monkeypatch, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        (root / "gt.mat.index").mkdir()  # as good as a folder that is read-only
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert ds.SynthText(root)[0].words == ["one"]
+        assert capsys.readouterr().out.startswith(str(tmp_path / "cache" / "vlpt"))
+        monkeypatch.setattr("scipy.io.loadmat", None)
+        assert ds.SynthText(root)[0].words == ["one"] and capsys.readouterr().out == ""
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root / "gt.mat"))
+        with pytest.raises(ValueError, match=r"gt\.mat: its index can be written nowhere: .*index"):
+            ds.SynthText(root)
+
+    def test_an_interrupted_write_leaves_nothing(self, tmp_path, monkeypatch):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+
+        def stop(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(ds.os, "fsync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ds.SynthText(root)
+        assert sorted(path.name for path in root.iterdir()) == ["8", "gt.mat"]
+
+    def test_pictures_may_lie_in_all_images(self, tmp_path):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        (root / "all_images").mkdir()
+        (root / "8").rename(root / "all_images" / "8")
+        assert ds.SynthText(root)[0].image.shape == (30, 40, 3)
+        shutil.rmtree(root / "all_images")
+        trees = r"(?s)8/x_0\.png: not found.*ROOT/8/ballet.*ROOT/all_images/8/ballet"
+        with pytest.raises(FileNotFoundError, match=trees):
+            ds.SynthText(root)
+
+    def test_a_half_without_pictures_is_named(self, tmp_path):
+        root = self.make(tmp_path / "st", [["one"], ["two", "boxes"]], [BOX, BOX])
+        with pytest.raises(ValueError, match=r"gt\.mat: got 1 annotated .* wanted some in both"):
+            ds.SynthText(root)
+
+    def test_workers_map_the_index_themselves(self, tmp_path):
+        ds.write_synthtext(tmp_path, 12, seed=0, size=64)
+        data = ds.Pretraining(ds.SynthText(tmp_path), ALPHABET, 64, 0)
+        assert len(pickle.dumps(data.source)) < 1000 < len(pickle.dumps(data)) < 10_000
+        batches = [list(DataLoader(data, batch_sampler=[range(4), range(4, 8)], num_workers=count,
+                                   collate_fn=ds.collate, multiprocessing_context=method))
+                   for count, method in ((0, None), (1, "spawn"))]  # fmt: skip
+        for one, two in zip(*batches, strict=True):
+            assert torch.equal(one.images, two.images) and torch.equal(one.ids, two.ids)
+
+    def test_words_mostly_outside_are_left_out_and_counted(self, tmp_path):
+        shift = np.float32([[36], [0]])  # of a box 8 wide, in a picture 40 wide: 3 of 8 are left
+        boxes = [np.stack([BOX + shift * 0.9, BOX + shift], -1), BOX + 99, BOX]
+        source = ds.SynthText(self.make(tmp_path / "st", [["in", "out"], ["far"], ["held"]], boxes))
+        assert (source[0].words, source[0].outside) == (["in"], 1)
+        assert source[0].quads[0, :, 0].tolist() == pytest.approx([33.4, 40, 40, 33.4])
+        assert (source[1].words, source[1].outside, source[1].quads.shape) == ([], 1, (0, 4, 2))
+        batch = ds.collate([ds.Pretraining(source, ALPHABET, 32, 0)[k] for k in range(2)])
+        assert (len(batch.images), batch.outside) == (1, 1)
+        assert batch.skipped == [f"{source.root}: picture 1 has no learnable word inside it"]
+
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(st.lists(st.floats(-50, 150, width=32), min_size=8, max_size=8), st.integers(1, 99))
+    def test_clipped_quads_lie_in_the_picture_and_do_not_change_again(self, corners, height):
+        quads = np.array(corners, np.float32).reshape(1, 4, 2)
+        clipped, inside = ds.clip_quads(quads, 100, height)
+        assert clipped.dtype == np.float32 and clipped.shape == quads.shape
+        assert clipped.min() >= 0 and (clipped <= [100, height]).all()
+        assert np.array_equal(ds.clip_quads(clipped, 100, height)[0], clipped)
+        assert inside[0] == (abs(areas(clipped)) > abs(areas(quads)) / 2)[0]
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(left=st.integers(-30, 40), width=st.integers(1, 30))
+    def test_a_word_stays_if_more_than_half_of_it_is_inside(self, left, width):
+        quad = ds.box_corners(left, 5, left + width, 9)[None].astype(np.float32)
+        seen = max(0, min(40, left + width) - max(0, left))
+        assert ds.clip_quads(quad, 40, 30)[1].tolist() == [2 * seen > width]
+
+    def test_links_stand_for_pictures_in_the_published_layout(self, tmp_path):
+        from scipy.io import loadmat
+
+        ds.write_synthtext(tmp_path, 20, seed=0, size=64, distinct=4)
+        table = loadmat(tmp_path / "gt.mat")
+        assert {table[key].shape for key in ("imnames", "wordBB", "charBB", "txt")} == {(1, 20)}
+        sizes = {1: (2, 4)}
+        for name, words, chars, text in zip(
+            *(table[key][0] for key in ("imnames", "wordBB", "charBB", "txt")), strict=True
+        ):
+            said = " ".join(text).split()
+            assert words.shape == sizes.get(len(said), (2, 4, len(said)))
+            assert (words.dtype, chars.shape) == (np.float32, (2, 4, sum(map(len, said))))
+            assert (tmp_path / name[0]).stat().st_nlink == 5
+        assert ds.SynthText(tmp_path)[13].words == ds.render(0, 14 % 4, 64).words
+
+    def test_letters_of_a_quad_fill_it_in_order(self):
+        parts = ds.split_quad(ds.box_corners(0, 0, 12, 4), 3)
+        want = [ds.box_corners(x, 0, x + 4, 4) for x in (0, 4, 8)]
+        np.testing.assert_allclose(parts, want, atol=1e-5)
+
+    def test_a_full_disk_is_noticed_before_anything_is_written(self, tmp_path, monkeypatch):
+        usage = type(shutil.disk_usage(tmp_path))(10**12, 10**12, 10**9)
+        monkeypatch.setattr(ds.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(ValueError, match=r"st: got 1\.0 GB of free disk, wanted 2\.6"):
+            ds.fake_synthtext(tmp_path / "st", 858_750)
+        with pytest.raises(ValueError, match="--images: got 1, wanted at least 2"):
+            ds.fake_synthtext(tmp_path / "st", 1)
+
+
 class TestPretraining:
     def rendered(self, **changes) -> ds.Pretraining:
         scene = ds.Scene(words=(4, 5), chars=(2, 3), height=(0.08, 0.1))
@@ -319,6 +504,54 @@ class TestPretraining:
         assert one.images.shape == (2, 3, 96, 96) and one.images.dtype == torch.uint8
         assert one.ids.shape == (2, 25, 3) and one.ids.dtype == torch.int64
 
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 2**31), sizes=st.tuples(st.integers(1, 200), st.integers(1, 200)))
+    def test_a_subset_is_the_same_for_a_seed_and_part_of_a_larger_one(self, seed, sizes):
+        small, large = sorted(sizes)
+
+        def chosen(size, seed):
+            source = ds.Rendered(32, 200)
+            return ds.Pretraining(source, ALPHABET, 32, seed, subset=size).indices.tolist()
+
+        assert chosen(small, seed) == chosen(small, seed) and len(chosen(small, seed)) == small
+        assert set(chosen(small, seed)) <= set(chosen(large, seed)) <= set(range(200))
+        assert chosen(100, seed) != chosen(100, seed + 1)
+
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 2**31), count=st.integers(1, 9), share=st.floats(0.01, 1))
+    def test_each_picture_keeps_its_share_of_words_through_all_epochs(self, seed, count, share):
+        class Words(ds.Rendered):
+            def __getitem__(self, index):
+                words = [f"{index}-{k}" for k in range(count)]
+                return ds.Sample(np.zeros((32, 32, 3), np.uint8), words, None)
+
+        def seen(share):
+            data, words = ds.Pretraining(Words(32, 3), ALPHABET, 32, seed, annotated=share), {}
+            for k in range(3 * 30):
+                for word in filter(None, ALPHABET.decode(data[k][1])):
+                    words.setdefault(word[0], set()).add(word)
+            return words
+
+        kept, more = seen(share), seen(min(1, share + 0.3))
+        want = max(1, round(share * count))
+        assert sorted(kept) == ["0", "1", "2"] and all(len(x) == want for x in kept.values())
+        assert all(kept[picture] <= more[picture] for picture in kept)
+
+    def test_all_words_kept_is_the_run_without_the_option(self):
+        one, two = self.rendered(), self.rendered(annotated=1.0, subset=6)
+        for k in range(12):
+            assert torch.equal(one[k][0], two[k][0]) and torch.equal(one[k][1], two[k][1])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [({"subset": 7}, "subset: got 7, wanted 1 to 6"), ({"subset": 0}, "subset: got 0"),
+         ({"annotated": 0}, "annotated: got 0, wanted above 0 and at most 1"),
+         ({"annotated": 1.5}, "annotated: got 1.5")],
+    )  # fmt: skip
+    def test_a_subset_or_share_that_cannot_be_is_named(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.rendered(**options)
+
     def test_another_seed_is_another_run(self):
         one, two = ([tuple(ALPHABET.decode(self.rendered(seed=seed)[k][1])) for k in range(6)]
                     for seed in (0, 1))  # fmt: skip
@@ -340,11 +573,12 @@ class TestPretraining:
         )
         data = ds.Pretraining(ds.JsonLines(path), ALPHABET, 32, 0)
         assert data.notes == {
-            "words that are empty": 2, "words with characters outside the alphabet": 3,
+            "words that are empty": 2, "words without a character of the alphabet": 1,
+            "words with some characters outside the alphabet (kept)": 2,
             "words cut to 25 characters": 1, "pictures without a usable word": 2,
         }  # fmt: skip
-        words = {tuple(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
-        assert words == {("fine",), ("x" * 25,)}
+        words = {frozenset(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
+        assert words == {frozenset(["fine", "n\ufffde", "two\ufffdwords"]), frozenset(["x" * 25])}
         assert data[0][0].shape == (3, 32, 32)
 
     def test_nothing_usable_at_all_is_an_error(self, tmp_path):
@@ -381,6 +615,51 @@ class TestPretraining:
         assert ds.JsonLines(path)[0].image.shape == (30, 50, 3)
 
 
+class TestAlphabets:
+    def folder(self, tmp_path: Path, words: list[str]) -> ds.JsonLines:
+        lines = [json.dumps({"image": "a.png", "words": words})] * 2
+        (tmp_path / "d.jsonl").write_text("\n".join(lines))
+        return ds.JsonLines(tmp_path / "d.jsonl")
+
+    def test_of_the_words_is_composed_the_most_frequent_first_and_capped(
+        self, tmp_path, monkeypatch
+    ):
+        words = [
+            "b\u200b a",
+            "출구",
+            unicodedata.normalize("NFD", "출구"),
+            "出口口口口",
+            "née",
+            "e",
+        ]
+        source = self.folder(tmp_path, words)
+        assert ds.read_alphabet("data", source) == "口e구출abné出"  # no blank, nothing invisible
+        monkeypatch.setattr(ds, "MOST", 3)
+        assert ds.read_alphabet("data", source) == "口e구"
+
+    def test_ascii_and_a_file(self, tmp_path):
+        assert ds.read_alphabet("ascii") == vlpt.PRINTABLE
+        path, text = tmp_path / "chars.txt", "b\na é" + unicodedata.normalize("NFD", "é한") + "a\t"
+        path.write_text(text, encoding="utf-8-sig")
+        assert ds.read_alphabet(str(path)) == "baé한"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b" \n", "chars.txt has no printable"), (b"\xff", "not UTF-8")],
+    )
+    def test_a_file_without_characters_is_named(self, tmp_path, content, message):
+        (tmp_path / "chars.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            ds.read_alphabet(str(tmp_path / "chars.txt"))
+        with pytest.raises(
+            FileNotFoundError, match=r"(?s)0123: not found; wanted.*ascii, data, or"
+        ):
+            ds.read_alphabet("0123")
+
+    def test_rendered_pictures_have_their_scene_s(self):
+        assert ds.read_alphabet("data", ds.Rendered(64, 2, scene=ds.DIGITS)) == "0123456789"
+
+
 class TestCommandLine:
     def run(self, *args: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -406,6 +685,20 @@ class TestCommandLine:
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert done.stderr.startswith("data_stub.py: error: ") and message in done.stderr
         assert not list(tmp_path.iterdir())
+
+    def test_writes_a_stand_in_for_synthtext_in_a_new_folder_only(self, tmp_path):
+        done = self.run("fake-synthtext", str(tmp_path / "st"), "--images", "3")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("st: 3 pictures in SynthText's layout\n")
+        assert len(ds.SynthText(tmp_path / "st")[0].words) >= 4
+        before = (tmp_path / "st" / "gt.mat").read_bytes()
+        done = self.run("fake-synthtext", str(tmp_path / "st"), "--images", "4")
+        assert done.stderr.startswith("data_stub.py: error: ") and "not empty" in done.stderr
+        assert (tmp_path / "st" / "gt.mat").read_bytes() == before
+
+    def test_no_sheet_and_no_command_is_a_wrong_use(self):
+        done = self.run("--count", "3")
+        assert done.returncode == 2 and "wanted --sheet FILE.png or a command" in done.stderr
 
     @pytest.mark.parametrize("name", ["none/s.png", "s.nonsense"])
     def test_a_sheet_that_cannot_be_written_is_one_error(self, tmp_path, name):

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+import unicodedata
 from urllib.error import URLError
 
 import numpy as np
@@ -268,6 +269,66 @@ class TestRuns:
         with pytest.raises(SystemExit, match="--tensorboard: needs `pip install tensorboard`"):
             train_min.main([*QUICK, "--tensorboard"])
 
+    def test_words_of_many_scripts_from_file_to_backbone(self, capsys):
+        """Chinese, Korean, accents, in both forms: one alphabet, one spelling, kept in the file."""
+        words = ["出口", "한국어", "Émile", "naïve", "北京大学"]
+        lines = []
+        for k in range(40):
+            Image.new("RGB", (64, 64), (6 * k, 99, 0)).save(f"{k}.png")
+            form = ("NFC", "NFD")[k % 2]
+            each = [unicodedata.normalize(form, words[(k + j) % 5]) for j in range(4)]
+            lines.append(json.dumps({"image": f"{k}.png", "words": each}, ensure_ascii=k % 3 == 0))
+        data_stub.Path("d.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        train_min.main([*QUICK, "--data", "jsonl:d.jsonl", "--alphabet", "data"])
+        checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        chars = checkpoint["config"]["alphabet"]
+        assert set(chars) == set("".join(words)) and len(chars) == 18
+        assert f"{math.log(len(chars) + 3):.3f}" in capsys.readouterr().out
+        vlpt.VLPT(vlpt.Config(**checkpoint["config"])).load_state_dict(checkpoint["state_dict"])
+        source, alphabet = data_stub.JsonLines("d.jsonl"), vlpt.Alphabet(chars)
+        data = data_stub.Pretraining(source, alphabet, 64, seed=0)
+        ids = torch.stack([data[k][1] for k in range(36)])
+        assert {w for k in range(36) for w in alphabet.decode(ids[k])} == set(words)
+        assert (ids != vlpt.UNK).all() and not data.notes
+        _, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        assert ((targets > vlpt.UNK).sum((1, 2)) == 3).all()
+
+    def test_characters_of_a_file_and_unknown_ones(self, capsys):
+        data_stub.Path("chars.txt").write_text("e\nt\na", encoding="utf-8")
+        data_stub.write_synthtext("st", 40, seed=0, size=64)
+        train_min.main([*QUICK, "--data", "synthtext:st", "--alphabet", "chars.txt"])
+        out = capsys.readouterr().out
+        assert f"{math.log(6):.3f}" in out and "outside the alphabet (kept)" in out
+        checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        assert checkpoint["config"]["alphabet"] == "eta"
+
+    def test_a_subset_and_a_share_of_the_words_are_of_the_training_half(self, capsys, monkeypatch):
+        halves = []
+        fit = train_min.fit
+        monkeypatch.setattr(train_min, "fit", lambda *a: halves.extend(a[1:3]) or fit(*a))
+        data_stub.write_synthtext("st", 40, seed=0, size=64)
+        options = ["--data", "synthtext:st", "--subset", "7", "--annotated", "0.25"]
+        train_min.main([*QUICK, *options])
+        out = capsys.readouterr().out
+        assert "train: 7 pictures" in out and "heldout: 4 pictures" in out
+        train, heldout = halves
+        assert (train.annotated, heldout.annotated) == (0.25, 1)
+        assert all((train[k][1][0] != 0).sum() == 1 for k in range(14))
+
+    def test_words_outside_their_picture_are_counted(self, capsys):
+        data_stub.write_synthtext("st", 40, seed=0, size=64)
+        for k in range(20):  # pictures that end where words were
+            Image.new("RGB", (40, 40)).save(f"st/1/picture_{k}.jpg")
+        train_min.main([*QUICK, "--data", "synthtext:st"])
+        assert "times: a word that is mostly outside its picture" in capsys.readouterr().out
+
+    def test_many_pictures_that_cannot_be_read_are_summed_up(self, capsys):
+        data_stub.write_synthtext("st", 40, seed=0, size=64)
+        for k in range(8):
+            data_stub.Path(f"st/1/picture_{k}.jpg").unlink()
+        train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "72"])
+        assert "skipped as well: 3 other pictures" in capsys.readouterr().out
+
     def test_trains_on_synthtext_with_all_characters_at_another_size(self, capsys):
         data_stub.write_synthtext("st", 40, seed=0, size=128)
         train_min.main([*QUICK, "--data", "synthtext:st", "--image-size", "96"])
@@ -291,10 +352,12 @@ class TestRuns:
          (["--data", "jsonl:nowhere"], "nowhere: not found"),
          (["--image-size", "100"], "image_size: got 100, wanted a multiple of 32"),
          (["--image-size", "-64"], "image_size: got -64"),
-         (["--alphabet", "aa"], "alphabet: got 'aa'"),
          (["--init", "none.pt"], "No such file or directory: 'none.pt'"),
          (["--init", train_min.__file__], "train_min.py: not a readable checkpoint"),
-         (["--init", "torchvision"], "torchvision: got --backbone clip_resnet, .*wanted resnet18")],
+         (["--init", "torchvision"], "torchvision: got --backbone clip_resnet, .*wanted resnet18"),
+         (["--alphabet", "0123"], "0123: not found; wanted.*ascii, data, or a UTF-8 file"),
+         (["--subset", "33"], "subset: got 33, wanted 1 to 32"),
+         (["--annotated", "0"], "annotated: got 0.0, wanted above 0")],
     )  # fmt: skip
     def test_a_mistake_is_one_clear_error_and_writes_nothing(self, options, message):
         with pytest.raises(SystemExit, match=rf"(?s)train_min.py: error: .*{message}"):
