@@ -11,6 +11,7 @@ each word (or None where the layout has none; pre-training never looks at them).
 Each has a "train" and a "heldout" half. In rendered pictures the halves share no word; in the
 others they share no picture. `Pretraining` turns a source into what the model eats: N words an
 image, drawn anew each epoch, as ids. `python data_stub.py --sheet sheet.png` shows a source;
+`python data_stub.py check SOURCE` reads one through and reports what it holds and lacks;
 `python data_stub.py fake-synthtext DIR --images 858750` writes one of SynthText's published size.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -44,6 +46,7 @@ SPLITS = ("train", "heldout")
 EMPTY, CUT = "words that are empty", f"words cut to {vlpt.CHARS} characters"
 UNKNOWN = "words without a character of the alphabet"
 PARTLY = "words with some characters outside the alphabet (kept)"
+OUTSIDE = "words mostly outside their picture"
 MOST = 6000  # characters of an alphabet that is built from words
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
                 "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
@@ -81,6 +84,10 @@ class Source(Sequence, ABC):
     @abstractmethod
     def characters(self) -> Counter:
         """How often each character occurs in the words, in NFC."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call a picture in a message."""
 
 
 @dataclass(frozen=True)
@@ -372,6 +379,9 @@ class Rendered(Source):
     def characters(self) -> Counter:
         return Counter(self.scene.alphabet)
 
+    def name(self, index: int) -> str:
+        return f"picture {index} of seed {self.seed}"
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)
@@ -426,19 +436,42 @@ class Folder(Source):
         words = (word for item in self.items for word in item.words)
         return Counter(char for word in words for char in vlpt.nfc(word))
 
+    def name(self, index: int) -> str:
+        return str(self.items[index].path)
+
 
 def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 
 
-def need(path: Path, tree: str) -> Path:
+def need(path: Path, wanted: str) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not found; wanted\n{tree}")
+        raise FileNotFoundError(f"{path}: not found; wanted\n{wanted}")
     return path
+
+
+def read_lines(path: Path, wanted: str) -> list[str]:
+    """The lines of a UTF-8 file. Raises: OSError, ValueError; both name the file."""
+    if need(path, wanted).is_dir():
+        raise ValueError(f"{path}: a folder; wanted\n{wanted}")
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")  # JSON may hold other kinds of breaks
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from None
+    return lines if lines[-1] else lines[:-1]
+
+
+@np.errstate(over="ignore")
+def to_quads(corners: list, count: int) -> np.ndarray:
+    """Numbers, or text of numbers, as (count, 4, 2) float32 pixels. Raises: ValueError etc."""
+    quads = np.array(corners, np.float32).reshape(count, 4, 2)
+    if not np.isfinite(quads).all():
+        raise ValueError("a corner is not a finite number")
+    return quads
 
 
 class ICDAR2015(Folder):
@@ -450,21 +483,24 @@ class ICDAR2015(Folder):
     def list_items(self) -> list[Item]:
         images = need(self.root / "ch4_training_images", self.TREE)
         labels = need(self.root / "ch4_training_localization_transcription_gt", self.TREE)
-        paths = {int(path.stem.removeprefix("img_")): path for path in images.glob("img_*.jpg")}
-        return [self.read(paths[n], labels / f"gt_img_{n}.txt") for n in sorted(paths)]
+        paths = sorted(images.glob("img_*.jpg"), key=self.number)
+        return [self.read(path, labels / f"gt_{path.stem}.txt") for path in paths]
 
     def held_out(self, position: int, item: Item) -> bool:
-        return int(item.path.stem.removeprefix("img_")) > 800
+        return self.number(item.path) > 800
+
+    def number(self, path: Path) -> int:
+        digits = path.stem.removeprefix("img_")
+        if not digits.isdecimal():
+            raise ValueError(f"{path}: got this name, wanted img_NUMBER.jpg")
+        return int(digits)
 
     def read(self, image: Path, label: Path) -> Item:
         words, quads, left_out = [], [], []
-        for number, line in enumerate(
-            need(label, self.TREE).read_text("utf-8-sig").splitlines(), 1
-        ):
+        for number, line in enumerate(read_lines(label, self.TREE), 1):
             fields = line.split(",", 8)  # a transcription may hold commas
             try:
-                quad = np.array(fields[:8], np.float32).reshape(4, 2)
-                word = fields[8]
+                quad, word = to_quads(fields[:8], 1)[0], fields[8]
             except (ValueError, IndexError):
                 wanted = "x1,y1,x2,y2,x3,y3,x4,y4,text"
                 raise ValueError(f"{label}:{number}: got {line!r}, wanted {wanted}") from None
@@ -481,9 +517,9 @@ class JsonLines(Folder):
     """One JSON object a line; image paths are relative to the file."""
 
     def list_items(self) -> list[Item]:
-        need(self.root, '    a file of {"image": path, "words": [...], "quads": optional} a line')
+        lines = '    a file of lines like {"image": path, "words": [...], "quads": optional}'
         items = []
-        for number, line in enumerate(self.root.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(self.root, lines), 1):
             if not line.strip():
                 continue
             try:
@@ -491,10 +527,10 @@ class JsonLines(Folder):
                 words, quads = entry["words"], entry.get("quads")
                 if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                     raise TypeError("words is not a list of strings")
-                if quads is not None:
-                    quads = np.array(quads, np.float32).reshape(len(words), 4, 2)
+                "".join([entry["image"], *words]).encode()  # or an error: half a surrogate pair
+                quads = quads if quads is None else to_quads(quads, len(words))
                 items.append(Item(self.root.parent / entry["image"], words, quads))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
                 wanted = '{"image": path, "words": [text], "quads": [[[x, y] * 4]] or nothing}'
                 where = f"{self.root}:{number}"
                 raise ValueError(f"{where}: got {line[:80]!r} ({error}), wanted {wanted}") from None
@@ -833,8 +869,8 @@ def count_learnable(words: Sequence[str], alphabet: vlpt.Alphabet, notes: Counte
     return found
 
 
-def read_alphabet(spec: str, source: Source | None = None) -> str:
-    """The characters of "ascii", of "data" (the source's, most frequent first, at most MOST), or
+def read_alphabet(spec: str, *sources: Source) -> str:
+    """The characters of "ascii", of "data" (the sources', most frequent first, at most MOST), or
     of a UTF-8 text file (in its order, without blanks and repetitions).
 
     Raises: ValueError, FileNotFoundError.
@@ -842,17 +878,15 @@ def read_alphabet(spec: str, source: Source | None = None) -> str:
     if spec == "ascii":
         return vlpt.PRINTABLE
     if spec == "data":
-        counts = source.characters()
+        counts = sum((source.characters() for source in sources), Counter())
         chars = sorted(counts, key=lambda char: (-counts[char], char))
     else:
-        path = need(Path(spec), "    ascii, data, or a UTF-8 file of the characters to learn")
-        try:
-            chars = dict.fromkeys(vlpt.nfc(path.read_text("utf-8-sig")))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error})") from None
+        lines = read_lines(Path(spec), "    ascii, data, or a UTF-8 file of characters to learn")
+        chars = dict.fromkeys(vlpt.nfc("\n".join(lines)))
     chars = [char for char in chars if char.isprintable() and char != " "]
     if not chars:
-        raise ValueError(f"alphabet: {spec} has no printable character")
+        name = sources[0].root if spec == "data" else spec
+        raise ValueError(f"alphabet: {name} has no printable character")
     return "".join(chars[:MOST] if spec == "data" else chars)
 
 
@@ -928,6 +962,61 @@ def collate(items: list[tuple[Tensor, Tensor, int] | str]) -> Batch:
     return Batch(torch.stack(images), torch.stack(ids), skipped, sum(outside))
 
 
+# ------------------------------------------------------------------- what a source holds and lacks
+
+
+def check(spec: str) -> list[str]:
+    """Read a source through as for training, with its own alphabet: the lines of a report.
+
+    Raises: ValueError or OSError if it cannot be trained on.
+    """
+    from tqdm import tqdm
+
+    halves = [open_source(spec, split, 256, 200) for split in SPLITS]
+    alphabet = vlpt.Alphabet(read_alphabet("data", *halves))
+    words, chars, lacks, worst = Counter(), Counter(), Counter(), []
+    for split, source, least in zip(SPLITS, halves, (1, 2), strict=True):
+        lacks += Pretraining(source, alphabet, 32, 0).notes
+        usable = 0
+        for index in tqdm(range(len(source)), split, unit="picture", disable=None, leave=False):
+            try:
+                sample = source[index]
+            except ValueError as error:
+                lacks["pictures that cannot be read"] += 1
+                worst.append((-math.inf, str(error)))
+                continue
+            words.update(sample.words)
+            faults = Counter({OUTSIDE: sample.outside})
+            if sample.quads is not None:
+                _, inside = clip_quads(sample.quads, *sample.image.shape[1::-1])
+                faults[OUTSIDE] += int((~inside).sum())
+            lacks[OUTSIDE] += faults[OUTSIDE]
+            found = count_learnable(sample.words, alphabet, faults) > 0
+            usable += found
+            faults += Counter(
+                {"pictures without a usable word": not found, PARTLY: -faults[PARTLY]}
+            )
+            listed = ", ".join(f"{n:d} {what}" for what, n in faults.items())
+            if faults:
+                worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
+        if usable < least:
+            raise ValueError(f"{source.root}: got {usable} usable {split} pictures, wanted {least}")
+    for word, count in words.items():
+        chars.update(Counter(vlpt.nfc(word) * count))
+    shown = [f"{char} {n:,}" for char, n in chars.most_common() if char in alphabet.index]
+    more, longest = len(shown) - 80, sorted(words, key=lambda word: (-len(word), word))
+    held = len(halves[1])
+    return [
+        f"pictures  {len(halves[0]) + held:,}, {held:,} of them held out",
+        f"words     {words.total():,}, {len(words):,} different ones",
+        f"alphabet  {len(shown):,} characters: {'  '.join(shown[:80])}"
+        + f"  and {more:,} more" * (more > 0),
+        "longest   " + "  ".join(word[:60] for word in longest[:10]),
+        *(f"lacking   {count:,} {what}" for what, count in (+lacks).most_common()),
+        *(f"worst     {fault}" for _, fault in sorted(worst)[:10]),
+    ]
+
+
 # ------------------------------------------------------------------------------------ contact sheet
 
 
@@ -971,6 +1060,9 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of rendered pictures")
     add("--digits", action="store_true", help="draw the demo's pictures (with --size 64)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of a sheet")
+    text = "read a source through; report its pictures, words, characters, and what it lacks"
+    reader = commands.add_parser("check", help=text, description=text)
+    reader.add_argument("source", metavar="SOURCE", help="as --data")
     text = "write a stand-in for SynthText: gt.mat, and links to a few rendered pictures"
     fake = commands.add_parser("fake-synthtext", help=text, description=text)
     fake.add_argument("folder", metavar="DIR", type=Path, help="where, a new folder")
@@ -980,6 +1072,10 @@ def main() -> None:
         if args.command == "fake-synthtext":
             fake_synthtext(args.folder, args.images)
             print(f"{args.folder}: {args.images:,} pictures in SynthText's layout")
+        elif args.command == "check":
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without some characters
+            for line in check(args.source):
+                print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
         elif "sheet" in args:
             draw_sheet(args)
         else:

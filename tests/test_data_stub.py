@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
@@ -705,3 +706,206 @@ class TestCommandLine:
         done = self.run("--sheet", str(tmp_path / name), "--count", "1", "--size", "64")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert "error" in done.stderr and Path(name).suffix in done.stderr
+
+
+class TestCheck:
+    def jsonl(self, root: Path, entries: list[dict], name: str = "d.jsonl") -> str:
+        Image.new("RGB", (40, 30)).save(root / "a.png")
+        lines = [json.dumps({"image": "a.png", "words": ["fine"]} | entry) for entry in entries]
+        (root / name).write_text("\n".join(lines), encoding="utf-8")
+        return f"jsonl:{root / name}"
+
+    def test_reports_what_is_there_and_what_is_not(self, tmp_path):
+        inside, far = [[[1, 2], [9, 2], [9, 6], [1, 6]], [[90, 2], [99, 2], [99, 6], [90, 6]]]
+        entries = [{"words": ["née", "", " "]}, {"words": ["x" * 40]}, {"image": "gone.png"},
+                   {"words": ["in", "far"], "quads": [inside, far]}, {"words": []}]  # fmt: skip
+        lines = ds.check(self.jsonl(tmp_path, [*entries, *[{}] * 15]))
+        assert lines[0] == "pictures  20, 2 of them held out"
+        assert lines[1] == "words     21, 7 different ones"  # gone.png's is not among them
+        assert lines[2].startswith("alphabet  8 characters: x 40  n 17  e 16  i 16  f 16  é 1")
+        assert lines[3].startswith("longest   " + "x" * 40 + "  fine  far  née  in")
+        lacks = {line[10:] for line in lines if line.startswith("lacking")}
+        assert lacks == {
+            "2 words that are empty", "1 words cut to 25 characters", f"1 {ds.OUTSIDE}",
+            "1 pictures without a usable word", "1 pictures that cannot be read",
+        }  # fmt: skip
+        worst = [line[10:] for line in lines if line.startswith("worst")]
+        assert worst[0].startswith(f"{tmp_path / 'gone.png'}: not a readable picture")
+        assert worst[1:] == [
+            f"{tmp_path / 'a.png'}: {what}"
+            for what in ("2 words that are empty", "1 pictures without a usable word",
+                         "1 words cut to 25 characters", f"1 {ds.OUTSIDE}")
+        ]  # fmt: skip
+
+    def test_names_ten_and_caps_the_alphabet(self, tmp_path):
+        text = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
+        words = [text[k : k + 10] for k in range(0, 100, 10)]
+        lines = ds.check(self.jsonl(tmp_path, [{"words": [*words, ""]}] * 30))
+        assert sum(line.startswith("worst") for line in lines) == 10
+        assert "alphabet  100 characters: " in lines[2] and lines[2].endswith("  and 20 more")
+
+    def test_every_layout_and_rendered_pictures(self, tmp_path):
+        ds.write_synthtext(tmp_path, 25, seed=0, size=64)
+        assert ds.check(f"synthtext:{tmp_path}")[0] == "pictures  25, 2 of them held out"
+        assert len(ds.check("synth")) == 4  # nothing is lacking
+        if REAL.is_dir():
+            lines = ds.check(f"icdar2015:{REAL}")
+            assert lines[1].startswith("words     4,468,")
+            assert "lacking   7,418 words marked unreadable" in lines
+
+    def run(self, *args: str, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, ds.__file__, "check", *args]
+        return subprocess.run(command, capture_output=True, check=False, **options)
+
+    def test_a_terminal_without_the_characters_gets_their_numbers(self, tmp_path):
+        spec = self.jsonl(tmp_path, [{"words": ["중\x1b[31m"]}] * 20)
+        done = self.run(spec, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0 and rb"longest   \uc911\x1b[31m" in done.stdout
+
+    @pytest.mark.parametrize("split", ds.SPLITS)
+    def test_pictures_that_are_all_broken_make_a_source_unusable(self, tmp_path, split):
+        entries = [{"image": "gone.png"} if (k % 10 == 9) == (split == "heldout") else {}
+                   for k in range(20)]  # fmt: skip
+        done = self.run(self.jsonl(tmp_path, entries), text=True)
+        assert done.returncode == 1 and not done.stdout
+        wanted = {"train": 1, "heldout": 2}[split]
+        message = f"d.jsonl: got 0 usable {split} pictures, wanted {wanted}\n"
+        assert done.stderr.startswith("data_stub.py: error: ") and done.stderr.endswith(message)
+
+
+class TestDefects:
+    """Whatever a file holds, the message names it."""
+
+    def test_a_folder_is_no_file_of_json_lines(self, tmp_path):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: a folder; wanted\n    a file of lines"):
+            ds.JsonLines(tmp_path)
+        with pytest.raises(ValueError, match=rf"{tmp_path}: a folder; wanted\n    ascii, data"):
+            ds.read_alphabet(str(tmp_path))
+
+    def test_labels_that_are_not_utf8_are_named(self, tmp_path):
+        TestFolders().make_icdar(tmp_path / "ic", [1, 2])
+        label = next((tmp_path / "ic").glob("*gt/gt_img_2.txt"))
+        for path, reader in ((label, ds.ICDAR2015), (tmp_path / "d.jsonl", ds.JsonLines)):
+            path.write_bytes(b"1,2,9,2,9,6,1,6,caf\xe9\n")
+            with pytest.raises(ValueError, match=rf"{path}: not UTF-8 \(.*position 19"):
+                reader(tmp_path / "ic" if reader is ds.ICDAR2015 else path)
+
+    def test_a_picture_of_icdar_without_a_number_is_named(self, tmp_path):
+        TestFolders().make_icdar(tmp_path, [1, 2])
+        Image.new("RGB", (64, 48)).save(tmp_path / "ch4_training_images" / "img_x.jpg")
+        with pytest.raises(ValueError, match=r"img_x\.jpg: got this name, wanted img_NUMBER"):
+            ds.ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e39", "1e400", "1" + "0" * 400])
+    def test_corners_are_finite(self, tmp_path, number):
+        good = '{"image": "a.png", "words": ["a"]}\n'
+        bad = '{"image": "a.png", "words": ["a"], "quads": [[[1,2],[3,4],[5,6],[7,%s]]]}'
+        (tmp_path / "d.jsonl").write_text(good + bad % number)
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: got .*(finite|too large)"):
+            ds.JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize(
+        "line", ["[" * 99_999, '{"image": "a.png", "words": ["\\ud800"]}',
+                 '{"image": "\\ud800.png", "words": ["a"]}'],
+    )  # fmt: skip
+    def test_json_that_python_cannot_hold_is_named(self, tmp_path, line):
+        (tmp_path / "d.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' + line)
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: got "):
+            ds.JsonLines(tmp_path / "d.jsonl")
+
+    def test_a_line_separator_inside_a_word_ends_no_line(self, tmp_path):
+        line = json.dumps({"image": "a.png", "words": ["a\u2028b"]}, ensure_ascii=False)
+        (tmp_path / "d.jsonl").write_text(f"\ufeff{line}\r\n{line}\r\n", encoding="utf-8")
+        assert ds.JsonLines(tmp_path / "d.jsonl").items[0].words == ["a\u2028b"]
+
+
+def changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """The content with a few places overwritten, cut out or filled in."""
+    some = st.sampled_from(
+        [b"", b"\0", b"\xff", b"\xff\xff\xff\x7f", b",", b"\n", b'"', b"[", b"9"]
+    )
+    place = st.tuples(st.integers(0, len(content)), st.integers(0, 6), some | st.binary(max_size=8))
+
+    def change(places):
+        found = content
+        for start, length, new in places:
+            found = found[:start] + new + found[start + length :]
+        return found
+
+    return st.lists(place, min_size=1, max_size=4).map(change)
+
+
+FUZZ = settings(max_examples=int(os.getenv("VLPT_FUZZ", "40")), deadline=None, derandomize=True,
+                suppress_health_check=list(HealthCheck))  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, SciPy and NumPy about what is fuzzed here
+class TestFuzz:
+    """No change of a file gives a stack trace: either all works or an error names a file."""
+
+    def use(self, spec: str, names: str) -> None:
+        try:
+            report = ds.check(spec)
+            data = ds.Pretraining(ds.open_source(spec, "train", 32, 9), ALPHABET, 32, 0)
+            batch = ds.collate([data[k] for k in range(len(data.indices))])
+        except (ValueError, OSError) as error:
+            assert re.search(names, str(error)), error
+        else:
+            assert report and all(re.search(names, line) for line in batch.skipped)
+
+    @pytest.fixture(scope="class")
+    def folders(self, tmp_path_factory):
+        root = tmp_path_factory.mktemp("fuzz")
+        (root / "st").mkdir()
+        TestSynthText().make(root / "st" / "good", [["one", "two"], ["three"], ["four"], ["five"]])
+        TestFolders().make_icdar(root / "ic", [1, 2, 801, 802])
+        TestCheck().jsonl(root, [{"quads": [[[1, 2], [9, 2], [9, 6], [1, 6]]]}] * 20)
+        return root
+
+    @FUZZ
+    @given(data=st.data())
+    def test_icdar_labels(self, folders, data):
+        label = next((folders / "ic").glob("*gt/gt_img_1.txt"))
+        label.write_bytes(data.draw(changed("1,2,9,2,9,6,1,6,né\r\n1,2,9,2,9,6,1,6,###".encode())))
+        self.use(f"icdar2015:{folders / 'ic'}", r"gt_img_1\.txt|ic:")
+
+    @FUZZ
+    @given(data=st.data())
+    def test_json_lines(self, folders, data):
+        content = (folders / "d.jsonl").read_bytes()
+        path = folders / "fuzzed.jsonl"
+        path.write_bytes(data.draw(changed(content)))
+        self.use(f"jsonl:{path}", r"fuzzed\.jsonl|not a readable picture")
+
+    @FUZZ
+    @given(value=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters()),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+            st.sampled_from(["image", "words", "quads"]), inner)))  # fmt: skip
+    def test_json_values(self, folders, value):
+        path = folders / "fuzzed.jsonl"
+        entries = [{"image": "a.png", "words": ["a"]}, value]
+        if isinstance(value, dict):
+            entries += [entries[0] | {key: each} for key, each in value.items()]
+        path.write_text("\n".join(map(json.dumps, entries)))
+        self.use(f"jsonl:{path}", r"fuzzed\.jsonl")
+
+    @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+    @FUZZ
+    @given(data=st.data())
+    def test_pictures(self, folders, kind, data):
+        path = folders / f"picture.{kind}"
+        Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).convert("RGB").save(path)
+        path.write_bytes(data.draw(changed(path.read_bytes())))
+        lines = [json.dumps({"image": path.name, "words": ["a"]})] * 4
+        (folders / "p.jsonl").write_text("\n".join(lines))
+        self.use(f"jsonl:{folders / 'p.jsonl'}", rf"picture\.{kind}|p\.jsonl")
+
+    @FUZZ
+    @given(data=st.data())
+    def test_gt_mat(self, folders, data):
+        good, root = folders / "st" / "good", folders / "st" / "fuzzed"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(good / "8", root / "8")
+        (root / "gt.mat").write_bytes(data.draw(changed((good / "gt.mat").read_bytes())))
+        self.use(f"synthtext:{root}", r"gt\.mat|fuzzed|x_0\.png")
