@@ -7,6 +7,7 @@ Each part has a process of its own. Memory is Linux's PSS: what a process has fo
 share of what it has with others, so it may be summed. It is measured with small batches, which
 would drown a source otherwise: `added_mb` is what opening and reading add to the parent and all
 workers together, `added_by_few_mb` the same for 500 pictures of the same source.
+`rendered_256_s` is how many pictures of 256 x 256 the renderer draws a second of one core.
 """
 
 import argparse
@@ -86,6 +87,15 @@ def decode(paths: list[Path]) -> float:
     return len(paths) / (time.perf_counter() - start)
 
 
+def draw(count: int, size: int = 256) -> float:
+    """How many pictures the renderer draws a second of one core, with everything on."""
+    data_stub.render(0, count, size)  # finds the fonts
+    start = time.process_time()
+    for k in range(count):
+        data_stub.render(0, k, size)
+    return count / (time.process_time() - start)
+
+
 def bench_data(args: argparse.Namespace) -> dict[str, float]:
     """All figures of a source; for SynthText beside those of a few of its pictures."""
     kind, _, root = args.data.partition(":")
@@ -93,6 +103,8 @@ def bench_data(args: argparse.Namespace) -> dict[str, float]:
     fast = apart(feed, args)
     args = argparse.Namespace(**vars(args) | {"size": 64, "batch": 8, "pictures": 512})
     found |= apart(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
+    if kind == "synth":
+        return found | {"rendered_256_s": apart(draw, 300)}
     if kind != "synthtext":
         return found
     source = data_stub.SynthText(root)

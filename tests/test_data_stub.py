@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -64,18 +65,22 @@ class TestRender:
                 for u0, v0, u1, v1 in boxes[:k]:
                     assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
 
-    def test_letters_stand_out_inside_their_quads(self):
-        """Two clusters of luminance in a quad must lie apart; on bare ground they do not."""
-
-        def spread(image, quad):
-            (x0, y0), (x1, y1) = np.round([quad.min(0), quad.max(0)]).astype(int)
-            light = np.asarray(Image.fromarray(image).convert("L"), float)[y0:y1, x0:x1].ravel()
-            middle = (light.min() + light.max()) / 2
-            return light[light >= middle].mean() - light[light < middle].mean()
-
-        found = [spread(s.image, quad) for k in range(60)
-                 for s in [ds.render(3, k, 128)] for quad in s.quads]  # fmt: skip
-        assert np.mean(np.array(found) > 50) > 0.95
+    @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(("size", "scene"), [(64, ds.DIGITS), (96, ds.Scene())])
+    def test_words_stand_out_inside_their_quads(self, size, scene, count):
+        """Luminance varies strongly in every quad, and more than around it in nearly all."""
+        inside, around = [], []
+        for sample in (ds.render(5, k, size, scene=scene) for k in range(count)):
+            light = np.asarray(Image.fromarray(sample.image).convert("L"))
+            for quad in sample.quads:
+                center = quad.mean(0)
+                word, near, far = (filled(center + (quad - center) * grown, size)
+                                   for grown in (1, 1.3, 1.7))  # fmt: skip
+                assert word.sum() > 50
+                inside.append(np.ptp(np.percentile(light[word], [5, 95])))
+                around.append(np.ptp(np.percentile(light[far & ~near], [5, 95])))
+        assert len(inside) >= count and min(inside) > 35  # the faintest, of 41, were looked at
+        assert np.mean(np.array(inside) > around) > 0.93 and np.median(inside) > 110
 
     def test_halves_share_no_word(self):
         words = {}
@@ -137,13 +142,47 @@ class TestRender:
             return Image.merge("RGBA", (ink, ink, ink, ink)), ink
 
         monkeypatch.setattr(ds, "paint", block)
-        for seed in range(20):
+        for seed in range(40):
             rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128))
             quad = ds.place_word(rng, image, "H48H", ds.Scene(), np.zeros((128, 128), bool))
-            polygon = Image.new("L", image.size)
-            ImageDraw.Draw(polygon).polygon(quad.ravel().tolist(), fill=255)
-            found, want = np.asarray(image)[..., 0] > 127, np.asarray(polygon) > 0
-            assert (found & want).sum() / (found | want).sum() > 0.85  # a pixel around the rim
+            found = np.asarray(image)[..., 0] > 127
+            y, x = np.mgrid[:128, :128] + 0.5  # the middles of pixels
+            edge = np.roll(quad, -1, 0) - quad
+            normal = np.stack([-edge[:, 1], edge[:, 0]], 1) / np.hypot(*edge.T)[:, None]
+            depth = np.min([(x - u) * p + (y - v) * q
+                            for (u, v), (p, q) in zip(quad, normal, strict=True)], 0)  # fmt: skip
+            assert found[depth > 1].all() and not found[depth < -1].any()  # to a pixel
+            for corner in quad:  # and at each corner there is a corner of the block
+                assert np.hypot(x - corner[0], y - corner[1])[found].min() < 1 + 0.5**0.5
+
+    def test_other_processes_draw_the_same_bytes(self):
+        """Another run with another hash seed, and workers however they start."""
+
+        def checksum(images):
+            return zlib.crc32(b"".join(np.ascontiguousarray(image).tobytes() for image in images))
+
+        want = checksum(ds.render(3, k, 64).image for k in range(8))
+        code = ("import zlib, data_stub as ds; print(zlib.crc32(b''.join("
+                "ds.render(3, k, 64).image.tobytes() for k in range(8))))")  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(ds.__file__).parent, check=True,
+            env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert int(done.stdout) == want
+        for method in ("fork", "spawn"):
+            loader = DataLoader(ds.Rendered(64, 8, seed=3), batch_size=None, num_workers=2,
+                                multiprocessing_context=method, collate_fn=image_of)  # fmt: skip
+            assert checksum(loader) == want
+
+
+def filled(quad: np.ndarray, size: int) -> np.ndarray:
+    mask = Image.new("L", (size, size))
+    ImageDraw.Draw(mask).polygon(quad.ravel().tolist(), fill=255)
+    return np.asarray(mask) > 0
+
+
+def image_of(sample: ds.Sample) -> np.ndarray:
+    return sample.image
 
 
 class TestFolders:
