@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
@@ -146,14 +146,11 @@ class TestRender:
             rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128))
             quad = ds.place_word(rng, image, "H48H", ds.Scene(), np.zeros((128, 128), bool))
             found = np.asarray(image)[..., 0] > 127
-            y, x = np.mgrid[:128, :128] + 0.5  # the middles of pixels
-            edge = np.roll(quad, -1, 0) - quad
-            normal = np.stack([-edge[:, 1], edge[:, 0]], 1) / np.hypot(*edge.T)[:, None]
-            depth = np.min([(x - u) * p + (y - v) * q
-                            for (u, v), (p, q) in zip(quad, normal, strict=True)], 0)  # fmt: skip
-            assert found[depth > 1].all() and not found[depth < -1].any()  # to a pixel
+            inside = depth(quad, 128)
+            assert found[inside > 1].all() and not found[inside < -1].any()  # to a pixel
+            y, x = np.nonzero(found)
             for corner in quad:  # and at each corner there is a corner of the block
-                assert np.hypot(x - corner[0], y - corner[1])[found].min() < 1 + 0.5**0.5
+                assert np.hypot(x + 0.5 - corner[0], y + 0.5 - corner[1]).min() < 1 + 0.5**0.5
 
     def test_other_processes_draw_the_same_bytes(self):
         """Another run with another hash seed, and workers however they start."""
@@ -179,6 +176,15 @@ def filled(quad: np.ndarray, size: int) -> np.ndarray:
     mask = Image.new("L", (size, size))
     ImageDraw.Draw(mask).polygon(quad.ravel().tolist(), fill=255)
     return np.asarray(mask) > 0
+
+
+def depth(quad: np.ndarray, size: int) -> np.ndarray:
+    """How far inside a convex quad the middle of each pixel is, (size, size), pixels."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    edge = np.roll(quad, -1, 0) - quad
+    normal = np.stack([-edge[:, 1], edge[:, 0]], 1) / np.hypot(*edge.T)[:, None]
+    return np.min([(x - u) * p + (y - v) * q
+                   for (u, v), (p, q) in zip(quad, normal, strict=True)], 0)  # fmt: skip
 
 
 def image_of(sample: ds.Sample) -> np.ndarray:
@@ -561,7 +567,7 @@ class TestPretraining:
     @given(seed=st.integers(0, 2**31), count=st.integers(1, 9), share=st.floats(0.01, 1))
     def test_each_picture_keeps_its_share_of_words_through_all_epochs(self, seed, count, share):
         class Words(ds.Rendered):
-            def __getitem__(self, index):
+            def read(self, index, least=None):
                 words = [f"{index}-{k}" for k in range(count)]
                 return ds.Sample(np.zeros((32, 32, 3), np.uint8), words, None)
 
@@ -620,6 +626,61 @@ class TestPretraining:
         words = {frozenset(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
         assert words == {frozenset(["fine", "n\ufffde", "two\ufffdwords"]), frozenset(["x" * 25])}
         assert data[0][0].shape == (3, 32, 32)
+
+    def test_large_jpegs_are_decoded_smaller_and_look_the_same(self, tmp_path):
+        picture = Image.fromarray(ds.render(0, 1, 512).image).resize((801, 600))
+        picture.save(tmp_path / "a.jpg", quality=95)
+        quads = [[[8, 16], [80, 16], [80, 64], [8, 64]]]
+        line = json.dumps({"image": "a.jpg", "words": ["one"], "quads": quads})
+        (tmp_path / "d.jsonl").write_text(f"{line}\n{line}")
+        source = ds.JsonLines(tmp_path / "d.jsonl")
+        for least, scale in ((None, 1), (301, 1), (300, 2), (128, 4), (75, 8), (8, 8)):
+            sample = source.read(0, least)
+            assert sample.image.shape == (-(-600 // scale), -(-801 // scale), 3)
+            assert (sample.quads * scale).tolist() == quads
+        small = ds.Pretraining(source, ALPHABET, 128, 0)[0][0].permute(1, 2, 0).numpy()
+        plain = np.asarray(picture.resize((128, 128), Image.Resampling.BILINEAR))
+        assert abs(small.astype(int) - plain).mean() < 4
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
+    @given(seed=st.integers(0, 2**31), shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),
+           at=st.tuples(st.floats(-0.1, 0.8), st.floats(-0.1, 0.8)))  # fmt: skip
+    def test_quads_go_with_the_picture_and_stay_in_view(self, seed, shape, at):
+        """A white block on black is, in the varied picture, where its quad says."""
+        left, top = np.multiply(at, shape).round()
+        quads = ds.box_corners(left, top, left + 20, top + 20)[None].astype(np.float32)
+        image = Image.new("L", shape)
+        ImageDraw.Draw(image).rectangle((left, top, left + 19, top + 19), 255)
+        image, moved = ds.augment(image.convert("RGB"), quads, 128, np.random.default_rng(seed))
+        assert image.size == (128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
+        assert (areas(moved) > 0).all()  # never mirrored
+        light, inside = np.asarray(image.convert("L"), float), depth(moved[0], 128)
+        bright = light > (light.min() + light.max()) / 2
+        assert bright[inside > 1.5].all() and not bright[inside < -1.5].any()
+
+    def test_pictures_vary_by_seed_and_number_and_words_do_not(self, tmp_path):
+        ds.write_synthtext(tmp_path, 12, seed=0, size=96)
+        source = ds.SynthText(tmp_path)
+
+        def items(workers=0, seed=0, augment=True):
+            data = ds.Pretraining(source, ALPHABET, 64, seed, augment=augment)
+            return next(iter(DataLoader(data, batch_sampler=[range(20)], num_workers=workers,
+                                        collate_fn=ds.collate)))  # fmt: skip
+
+        one, two, plain, other = items(), items(2), items(augment=False), items(seed=1)
+        assert torch.equal(one.images, two.images) and torch.equal(one.ids, plain.ids)
+        assert not torch.equal(one.images, other.images)
+        difference = (one.images.int() - plain.images.int()).abs().float().mean((1, 2, 3))
+        assert difference.min() > 2 and difference.mean() < 60
+
+    def test_without_quads_only_colours_vary(self):
+        image = Image.fromarray(np.tile(np.uint8([[[40]], [[200]]]), (1, 2, 3)).repeat(32, 0))
+        for seed in range(20):
+            varied, quads = ds.augment(image, None, 64, np.random.default_rng(seed))
+            rows = np.asarray(varied, int)
+            assert quads is None and (rows == rows[:, :1]).all()
+            assert len(np.unique(np.delete(rows, range(28, 36), 0))) == 2  # the edge where it was
 
     def test_nothing_usable_at_all_is_an_error(self, tmp_path):
         path = self.folder(tmp_path, [["é"], []])
