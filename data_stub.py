@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from torch import Tensor
 
 import vlpt
@@ -88,6 +88,16 @@ class Source(Sequence, ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call a picture in a message."""
+
+    @abstractmethod
+    def read(self, index: int, least: int | None = None) -> Sample:
+        """Picture `index`, if need be smaller but of `least` pixels a side, and quads to match.
+
+        Raises: ValueError, which names the file, if it cannot be decoded.
+        """
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
 
 
 @dataclass(frozen=True)
@@ -382,7 +392,7 @@ class Rendered(Source):
     def name(self, index: int) -> str:
         return f"picture {index} of seed {self.seed}"
 
-    def __getitem__(self, index: int) -> Sample:
+    def read(self, index: int, least: int | None = None) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)
         return render(self.seed, index, self.size, self.split, self.scene)
@@ -424,10 +434,11 @@ class Folder(Source):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read a picture; ValueError names the file if it cannot be decoded."""
-        item = self.items[index]
-        return Sample(np.asarray(open_image(item.path)), item.words, item.quads)
+    def read(self, index: int, least: int | None = None) -> Sample:
+        path, words, quads, _ = self.items[index]
+        image, scale = open_image(path, least)
+        quads = quads if quads is None else quads * np.float32(scale)
+        return Sample(np.asarray(image), words, quads)
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
         return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
@@ -440,10 +451,14 @@ class Folder(Source):
         return str(self.items[index].path)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, least: int | None = None) -> tuple[Image.Image, float]:
+    """A picture in RGB and its scale: 1, or for a JPEG 1/2, 1/4 or 1/8 if that leaves `least`
+    pixels a side. So it is decoded faster.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            full, drafted = image.width, image.draft(None, (least, least)) if least else None
+            return image.convert("RGB"), drafted[1][2] / full if drafted else 1.0
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 
@@ -484,7 +499,7 @@ class ICDAR2015(Folder):
         images = need(self.root / "ch4_training_images", self.TREE)
         labels = need(self.root / "ch4_training_localization_transcription_gt", self.TREE)
         paths = sorted(images.glob("img_*.jpg"), key=self.number)
-        return [self.read(path, labels / f"gt_{path.stem}.txt") for path in paths]
+        return [self.read_item(path, labels / f"gt_{path.stem}.txt") for path in paths]
 
     def held_out(self, position: int, item: Item) -> bool:
         return self.number(item.path) > 800
@@ -495,7 +510,7 @@ class ICDAR2015(Folder):
             raise ValueError(f"{path}: got this name, wanted img_NUMBER.jpg")
         return int(digits)
 
-    def read(self, image: Path, label: Path) -> Item:
+    def read_item(self, image: Path, label: Path) -> Item:
         words, quads, left_out = [], [], []
         for number, line in enumerate(read_lines(label, self.TREE), 1):
             fields = line.split(",", 8)  # a transcription may hold commas
@@ -701,14 +716,13 @@ class SynthText(Source):
         start, stop = self.index.ends[self.rows[index] :][:2, 0]
         return self.index.names[start:stop].tobytes().decode()
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read a picture; ValueError names the file if it cannot be decoded."""
-        image = open_image(self.folder / self.name(index))
+    def read(self, index: int, least: int | None = None) -> Sample:
+        image, scale = open_image(self.folder / self.name(index), least)
         (_, start, first), (_, stop, last) = self.index.ends[self.rows[index] :][:2].tolist()
         words = self.index.text[start:stop].tobytes().decode().split("\n")[:-1]
         at, count = self.index.quads_at + 32 * first, 8 * (last - first)
         quads = np.fromfile(self.index.path, np.float32, count, offset=at).reshape(-1, 4, 2)
-        quads, inside = clip_quads(quads, *image.size)
+        quads, inside = clip_quads(quads * np.float32(scale), *image.size)
         words = [word for word, kept in zip(words, inside, strict=True) if kept]
         return Sample(np.asarray(image), words, quads[inside], int((~inside).sum()))
 
@@ -901,13 +915,15 @@ class Pretraining(torch.utils.data.Dataset):
         subset: how many pictures to use, or None for all; a smaller subset is part of a larger.
         annotated: 0..1, the share of its learnable words that each picture keeps, at least one;
             a smaller share is part of a larger.
+        augment: whether pictures are changed a little each time, see `augment`.
     Raises: ValueError if there are no or not so many pictures, or for another share.
     """
 
     def __init__(
         self, source: Source, alphabet: vlpt.Alphabet, size: int, seed: int,
-        subset: int | None = None, annotated: float = 1.0,
+        subset: int | None = None, annotated: float = 1.0, augment: bool = False,
     ) -> None:  # fmt: skip
+        self.augment = augment
         self.source, self.alphabet, self.size, self.seed = source, alphabet, size, seed
         self.annotated, self.notes = annotated, Counter(source.notes)
         found = source.learnable(alphabet, self.notes)
@@ -929,22 +945,57 @@ class Pretraining(torch.utils.data.Dataset):
         epoch, position = divmod(k, len(self.indices))
         index = int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
         try:
-            sample = self.source[index]
+            sample = self.source.read(index, self.size)
         except ValueError as error:
             return str(error)
-        words = [word for word in sample.words if learnable(word, self.alphabet)]
-        if not words:
+        at = [j for j, word in enumerate(sample.words) if learnable(word, self.alphabet)]
+        if not at:
             return f"{self.source.root}: picture {index} has no learnable word inside it"
         if self.annotated < 1:
-            order = np.random.default_rng([self.seed, index, 0, 2]).permutation(len(words))
-            words = [words[j] for j in order[: max(1, round(self.annotated * len(words)))]]
+            order = np.random.default_rng([self.seed, index, 0, 2]).permutation(len(at))
+            at = [at[j] for j in order[: max(1, round(self.annotated * len(at)))]]
         rng = np.random.default_rng([self.seed, k])
-        drawn = rng.permutation(len(words))[: vlpt.WORDS]
-        image = Image.fromarray(sample.image)
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, reducing_gap=2)
+        drawn = [at[j] for j in rng.permutation(len(at))[: vlpt.WORDS]]
+        image, shape = Image.fromarray(sample.image), (self.size, self.size)
+        if self.augment:
+            quads = None if sample.quads is None else sample.quads[drawn]
+            image, _ = augment(image, quads, self.size, np.random.default_rng([self.seed, k, 3]))
+        elif image.size != shape:
+            image = image.resize(shape, Image.Resampling.BILINEAR, reducing_gap=2)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels, self.alphabet.encode([words[k] for k in drawn]), sample.outside
+        return pixels, self.alphabet.encode([sample.words[j] for j in drawn]), sample.outside
+
+
+def augment(
+    image: Image.Image, quads: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[Image.Image, np.ndarray | None]:
+    """A picture as a square of `size`, stretched and varied, never mirrored; its quads with it.
+
+    Brightness, contrast and colour change by up to 30 %. Where quads (words, 4, 2) are given, up to
+    15 % is cut off each side and the rest is turned by up to 5 degrees, but they stay in view. The
+    released code stretches as well; it cuts 0 to 5 % of the area off, words or not, and no more.
+    """
+    whole, angle = np.array(image.size), 0.0
+    box = np.array([[0, 0], whole], float)
+    if quads is not None:
+        quads = quads.clip(0, whole)
+        corners = quads.reshape(-1, 2)
+        room = np.stack([corners.min(0), whole - corners.max(0)])
+        box += rng.uniform(0, np.minimum(room, 0.15 * whole)) * [[1], [-1]]
+        quads = (quads - box[0]) * size / (box[1] - box[0])
+        angle = rng.uniform(-5, 5)
+        cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        turned = (quads - size / 2) @ [[cos, -sin], [sin, cos]] + size / 2
+        inside = turned.min() >= 0 and turned.max() <= size
+        quads, angle = (turned, angle) if inside else (quads, 0.0)
+    box = tuple(box.ravel().tolist())
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2)
+    if angle:
+        mean = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(rng.uniform(0.7, 1.3))
+    return image, quads
 
 
 @lru_cache(maxsize=2)  # of 858,750 pictures, 7 MB each in every worker

@@ -80,6 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="train on N pictures, the same for the same seed (default: all)")  # fmt: skip
     add("--annotated", type=float, default=1.0, metavar="SHARE",
         help="share of its words that each training picture keeps, at least one")  # fmt: skip
+    add("--augment", action=argparse.BooleanOptionalAction, default=True,
+        help="vary training pictures that were not rendered: colours, crop and turn")  # fmt: skip
     add("--eval", type=int, default=1024, help="held-out pictures to evaluate on, at most")
     add("--seed", type=int, default=0, help="of weights, pictures, words, masks")
     add("--workers", type=int, default=1, help="processes that prepare pictures, 0 for none")
@@ -309,7 +311,9 @@ def open_data(
     for split, count in (("train", args.samples), ("heldout", args.eval)):
         size = config.image_size
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
-        chosen = (args.subset, args.annotated) if split == "train" else ()
+        chosen = ()
+        if split == "train":  # rendered pictures are varied enough
+            chosen = args.subset, args.annotated, args.augment and args.data != "synth"
         alphabet = vlpt.Alphabet(config.alphabet)
         half = data_stub.Pretraining(source, alphabet, size, args.seed, *chosen)
         notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())
@@ -329,6 +333,8 @@ class Log:
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter()
         self.outside = 0
+        self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
+        self.timed = 0  # steps whose seconds are printed
         self.start, self.printed, self.board = time.perf_counter(), 0, None
         self.chance = chance
         if board is not None:
@@ -339,8 +345,14 @@ class Log:
             self.board = SummaryWriter(str(board))
         print(
             "  pictures   L_cls    L_bc   scale   read | held-out right  other    i2t    t2i  img/s"
+            "   wait"
         )
         print(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   (ln V, 2 ln B; nats)")
+
+    def wait(self, first: int = 0) -> float:
+        """The share of their time, 0..1, that the steps from `first` on waited for data."""
+        seconds = np.array(self.seconds[first:]).reshape(-1, 2).sum(0)
+        return float(seconds[0] / seconds[1]) if seconds[1] else 0.0
 
     def step(self, samples: int, row: dict[str, float]) -> None:
         self.rows.append({"samples": samples} | row)
@@ -357,11 +369,15 @@ class Log:
         recent, self.printed = self.rows[self.printed :], len(self.rows)
         keys = ("char", "contrastive", "scale", "acc")
         mean = [np.mean([row[key] for row in recent]) if recent else math.nan for key in keys]
+        wait, self.timed = self.wait(self.timed), len(self.seconds)
         speed = samples / (time.perf_counter() - self.start)
         line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *mean)
         shares = (result[key] for key in ("acc_right", "acc_other", "i2t", "t2i"))
         return (
-            line + "          " + " ".join(f"{share:6.3f}" for share in shares) + f" {speed:6.0f}"
+            line
+            + " " * 9
+            + " ".join(f"{share:6.3f}" for share in shares)
+            + f" {speed:6.0f} {wait:6.2f}"
         )
 
 
@@ -382,7 +398,9 @@ def fit(
     held_keys = np.array_split(np.arange(count), max(1, count // args.batch))
     batches = make_loader(train, keys, args.workers)
     bar = tqdm(batches, total=steps, unit="step", disable=None, leave=False)
+    began = time.perf_counter()
     for step, batch in enumerate(bar, start=1):
+        waited = time.perf_counter() - began
         log.skipped.update(batch.skipped)
         log.outside += batch.outside
         for group in optimizer.param_groups:
@@ -391,10 +409,12 @@ def fit(
             masked, targets = vlpt.mask_one_char(batch.ids, generator)
             tensors = (x.to(device) for x in (batch.images, masked, targets))
             log.step(step * args.batch, train_step(model, optimizer, *tensors))
+        log.seconds.append((waited, time.perf_counter() - began))
         if step % math.ceil(steps / 10) == 0 or step == steps:
             result = evaluate(model, make_loader(heldout, held_keys, args.workers), args.seed)
             bar.write(log.evaluation(step * args.batch, result))
             save_checkpoint(out / "checkpoint.pt", model, optimizer, step=step, args=vars(args))
+        began = time.perf_counter()
     return log
 
 
@@ -427,7 +447,8 @@ def run(args: argparse.Namespace) -> None:
     plot_losses(out / "loss.png", log)
     plot_attention(out / "attention.png", model, heldout)
     result = log.evaluations[-1] | {
-        "skipped": log.skipped.total(), "seconds": round(time.perf_counter() - log.start)
+        "skipped": log.skipped.total(), "wait": log.wait(),
+        "seconds": round(time.perf_counter() - log.start)
     }  # fmt: skip
     metrics = {"args": vars(args), "config": dataclasses.asdict(config), "result": result,
                "evaluations": log.evaluations, "steps": log.rows}  # fmt: skip

@@ -7,6 +7,7 @@ Each part has a process of its own. Memory is Linux's PSS: what a process has fo
 share of what it has with others, so it may be summed. It is measured with small batches, which
 would drown a source otherwise: `added_mb` is what opening and reading add to the parent and all
 workers together, `added_by_few_mb` the same for 500 pictures of the same source.
+`rendered_256_s` is how many pictures of 256 x 256 the renderer draws a second of one core.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
     before, start, halves = memory()["Pss"], time.perf_counter(), []
     for split in data_stub.SPLITS:
         source = data_stub.open_source(args.data, split, args.size, args.pictures)
-        halves.append(data_stub.Pretraining(source, vlpt.Alphabet(), args.size, 0))
+        augment = split == "train" and args.data != "synth"
+        alphabet = vlpt.Alphabet()
+        halves.append(data_stub.Pretraining(source, alphabet, args.size, 0, augment=augment))
     found = {"pictures": len(halves[0].indices), "start_s": time.perf_counter() - start,
              "before_mb": before, "opened_mb": memory()["Pss"]}  # fmt: skip
     batches = [range(k, k + args.batch) for k in range(0, args.pictures, args.batch)]
@@ -86,6 +89,15 @@ def decode(paths: list[Path]) -> float:
     return len(paths) / (time.perf_counter() - start)
 
 
+def draw(count: int, size: int = 256) -> float:
+    """How many pictures the renderer draws a second of one core, with everything on."""
+    data_stub.render(0, count, size)  # finds the fonts
+    start = time.process_time()
+    for k in range(count):
+        data_stub.render(0, k, size)
+    return count / (time.process_time() - start)
+
+
 def bench_data(args: argparse.Namespace) -> dict[str, float]:
     """All figures of a source; for SynthText beside those of a few of its pictures."""
     kind, _, root = args.data.partition(":")
@@ -93,16 +105,20 @@ def bench_data(args: argparse.Namespace) -> dict[str, float]:
     fast = apart(feed, args)
     args = argparse.Namespace(**vars(args) | {"size": 64, "batch": 8, "pictures": 512})
     found |= apart(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
+    if kind == "synth":
+        return found | {"rendered_256_s": apart(draw, 300)}
+    source = data_stub.open_source(args.data, "train", args.size, args.pictures)
+    folder = getattr(source, "folder", Path())  # where names are not paths
+    paths = [(folder / source.name(k)).resolve() for k in range(min(500, len(source)))]
+    found["pillow_images_s"] = apart(decode, paths)
     if kind != "synthtext":
         return found
-    source = data_stub.SynthText(root)
-    paths = [(source.folder / source.name(k)).resolve() for k in range(min(500, len(source)))]
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "few.jsonl"
         few.write_text("\n".join(json.dumps({"image": str(p), "words": ["a"]}) for p in paths))
         args.data = f"jsonl:{few}"
         found["added_by_few_mb"] = apart(feed, args)["added_mb"]
-    return found | {"pillow_images_s": apart(decode, paths)}
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -50,6 +50,13 @@ class TestData:
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
         assert {"start_s", "added_mb", "images_s_worker"} <= set(names) and "index_s" not in names
 
+    def test_says_how_fast_pictures_are_drawn(self, monkeypatch, capsys):
+        monkeypatch.setattr(bench_min, "apart", lambda function, *args: function(*args))
+        monkeypatch.setattr(bench_min, "draw", lambda count, draw=bench_min.draw: draw(3))
+        bench_min.main(["data", "--json", *SMALL])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["rendered_256_s"] > 1 and "pillow_images_s" not in found
+
     def test_a_mistake_is_one_line(self, monkeypatch, capsys):
         monkeypatch.setattr(bench_min, "apart", lambda function, *args: function(*args))
         with pytest.raises(SystemExit, match=r"bench_min\.py: error: nowhere: not found"):

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
@@ -64,18 +65,22 @@ class TestRender:
                 for u0, v0, u1, v1 in boxes[:k]:
                     assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
 
-    def test_letters_stand_out_inside_their_quads(self):
-        """Two clusters of luminance in a quad must lie apart; on bare ground they do not."""
-
-        def spread(image, quad):
-            (x0, y0), (x1, y1) = np.round([quad.min(0), quad.max(0)]).astype(int)
-            light = np.asarray(Image.fromarray(image).convert("L"), float)[y0:y1, x0:x1].ravel()
-            middle = (light.min() + light.max()) / 2
-            return light[light >= middle].mean() - light[light < middle].mean()
-
-        found = [spread(s.image, quad) for k in range(60)
-                 for s in [ds.render(3, k, 128)] for quad in s.quads]  # fmt: skip
-        assert np.mean(np.array(found) > 50) > 0.95
+    @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(("size", "scene"), [(64, ds.DIGITS), (96, ds.Scene())])
+    def test_words_stand_out_inside_their_quads(self, size, scene, count):
+        """Luminance varies strongly in every quad, and more than around it in nearly all."""
+        inside, around = [], []
+        for sample in (ds.render(5, k, size, scene=scene) for k in range(count)):
+            light = np.asarray(Image.fromarray(sample.image).convert("L"))
+            for quad in sample.quads:
+                center = quad.mean(0)
+                word, near, far = (filled(center + (quad - center) * grown, size)
+                                   for grown in (1, 1.3, 1.7))  # fmt: skip
+                assert word.sum() > 50
+                inside.append(np.ptp(np.percentile(light[word], [5, 95])))
+                around.append(np.ptp(np.percentile(light[far & ~near], [5, 95])))
+        assert len(inside) >= count and min(inside) > 35  # the faintest, of 41, were looked at
+        assert np.mean(np.array(inside) > around) > 0.93 and np.median(inside) > 110
 
     def test_halves_share_no_word(self):
         words = {}
@@ -137,13 +142,53 @@ class TestRender:
             return Image.merge("RGBA", (ink, ink, ink, ink)), ink
 
         monkeypatch.setattr(ds, "paint", block)
-        for seed in range(20):
+        for seed in range(40):
             rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128))
             quad = ds.place_word(rng, image, "H48H", ds.Scene(), np.zeros((128, 128), bool))
-            polygon = Image.new("L", image.size)
-            ImageDraw.Draw(polygon).polygon(quad.ravel().tolist(), fill=255)
-            found, want = np.asarray(image)[..., 0] > 127, np.asarray(polygon) > 0
-            assert (found & want).sum() / (found | want).sum() > 0.85  # a pixel around the rim
+            found = np.asarray(image)[..., 0] > 127
+            inside = depth(quad, 128)
+            assert found[inside > 1].all() and not found[inside < -1].any()  # to a pixel
+            y, x = np.nonzero(found)
+            for corner in quad:  # and at each corner there is a corner of the block
+                assert np.hypot(x + 0.5 - corner[0], y + 0.5 - corner[1]).min() < 1 + 0.5**0.5
+
+    def test_other_processes_draw_the_same_bytes(self):
+        """Another run with another hash seed, and workers however they start."""
+
+        def checksum(images):
+            return zlib.crc32(b"".join(np.ascontiguousarray(image).tobytes() for image in images))
+
+        want = checksum(ds.render(3, k, 64).image for k in range(8))
+        code = ("import zlib, data_stub as ds; print(zlib.crc32(b''.join("
+                "ds.render(3, k, 64).image.tobytes() for k in range(8))))")  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(ds.__file__).parent, check=True,
+            env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert int(done.stdout) == want
+        for method in ("fork", "spawn"):
+            loader = DataLoader(ds.Rendered(64, 8, seed=3), batch_size=None, num_workers=2,
+                                multiprocessing_context=method, collate_fn=image_of)  # fmt: skip
+            assert checksum(loader) == want
+
+
+def filled(quad: np.ndarray, size: int) -> np.ndarray:
+    mask = Image.new("L", (size, size))
+    ImageDraw.Draw(mask).polygon(quad.ravel().tolist(), fill=255)
+    return np.asarray(mask) > 0
+
+
+def depth(quad: np.ndarray, size: int) -> np.ndarray:
+    """How far inside a convex quad the middle of each pixel is, (size, size), pixels."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    edge = np.roll(quad, -1, 0) - quad
+    normal = np.stack([-edge[:, 1], edge[:, 0]], 1) / np.hypot(*edge.T)[:, None]
+    return np.min([(x - u) * p + (y - v) * q
+                   for (u, v), (p, q) in zip(quad, normal, strict=True)], 0)  # fmt: skip
+
+
+def image_of(sample: ds.Sample) -> np.ndarray:
+    return sample.image
 
 
 class TestFolders:
@@ -522,7 +567,7 @@ class TestPretraining:
     @given(seed=st.integers(0, 2**31), count=st.integers(1, 9), share=st.floats(0.01, 1))
     def test_each_picture_keeps_its_share_of_words_through_all_epochs(self, seed, count, share):
         class Words(ds.Rendered):
-            def __getitem__(self, index):
+            def read(self, index, least=None):
                 words = [f"{index}-{k}" for k in range(count)]
                 return ds.Sample(np.zeros((32, 32, 3), np.uint8), words, None)
 
@@ -581,6 +626,61 @@ class TestPretraining:
         words = {frozenset(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
         assert words == {frozenset(["fine", "n\ufffde", "two\ufffdwords"]), frozenset(["x" * 25])}
         assert data[0][0].shape == (3, 32, 32)
+
+    def test_large_jpegs_are_decoded_smaller_and_look_the_same(self, tmp_path):
+        picture = Image.fromarray(ds.render(0, 1, 512).image).resize((801, 600))
+        picture.save(tmp_path / "a.jpg", quality=95)
+        quads = [[[8, 16], [80, 16], [80, 64], [8, 64]]]
+        line = json.dumps({"image": "a.jpg", "words": ["one"], "quads": quads})
+        (tmp_path / "d.jsonl").write_text(f"{line}\n{line}")
+        source = ds.JsonLines(tmp_path / "d.jsonl")
+        for least, scale in ((None, 1), (301, 1), (300, 2), (128, 4), (75, 8), (8, 8)):
+            sample = source.read(0, least)
+            assert sample.image.shape == (-(-600 // scale), -(-801 // scale), 3)
+            assert (sample.quads * scale).tolist() == quads
+        small = ds.Pretraining(source, ALPHABET, 128, 0)[0][0].permute(1, 2, 0).numpy()
+        plain = np.asarray(picture.resize((128, 128), Image.Resampling.BILINEAR))
+        assert abs(small.astype(int) - plain).mean() < 4
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
+    @given(seed=st.integers(0, 2**31), shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),
+           at=st.tuples(st.floats(-0.1, 0.8), st.floats(-0.1, 0.8)))  # fmt: skip
+    def test_quads_go_with_the_picture_and_stay_in_view(self, seed, shape, at):
+        """A white block on black is, in the varied picture, where its quad says."""
+        left, top = np.multiply(at, shape).round()
+        quads = ds.box_corners(left, top, left + 20, top + 20)[None].astype(np.float32)
+        image = Image.new("L", shape)
+        ImageDraw.Draw(image).rectangle((left, top, left + 19, top + 19), 255)
+        image, moved = ds.augment(image.convert("RGB"), quads, 128, np.random.default_rng(seed))
+        assert image.size == (128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
+        assert (areas(moved) > 0).all()  # never mirrored
+        light, inside = np.asarray(image.convert("L"), float), depth(moved[0], 128)
+        bright = light > (light.min() + light.max()) / 2
+        assert bright[inside > 1.5].all() and not bright[inside < -1.5].any()
+
+    def test_pictures_vary_by_seed_and_number_and_words_do_not(self, tmp_path):
+        ds.write_synthtext(tmp_path, 12, seed=0, size=96)
+        source = ds.SynthText(tmp_path)
+
+        def items(workers=0, seed=0, augment=True):
+            data = ds.Pretraining(source, ALPHABET, 64, seed, augment=augment)
+            return next(iter(DataLoader(data, batch_sampler=[range(20)], num_workers=workers,
+                                        collate_fn=ds.collate)))  # fmt: skip
+
+        one, two, plain, other = items(), items(2), items(augment=False), items(seed=1)
+        assert torch.equal(one.images, two.images) and torch.equal(one.ids, plain.ids)
+        assert not torch.equal(one.images, other.images)
+        difference = (one.images.int() - plain.images.int()).abs().float().mean((1, 2, 3))
+        assert difference.min() > 2 and difference.mean() < 60
+
+    def test_without_quads_only_colours_vary(self):
+        image = Image.fromarray(np.tile(np.uint8([[[40]], [[200]]]), (1, 2, 3)).repeat(32, 0))
+        for seed in range(20):
+            varied, quads = ds.augment(image, None, 64, np.random.default_rng(seed))
+            rows = np.asarray(varied, int)
+            assert quads is None and (rows == rows[:, :1]).all()
+            assert len(np.unique(np.delete(rows, range(28, 36), 0))) == 2  # the edge where it was
 
     def test_nothing_usable_at_all_is_an_error(self, tmp_path):
         path = self.folder(tmp_path, [["é"], []])

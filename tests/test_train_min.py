@@ -150,6 +150,16 @@ class TestRuns:
         assert metrics["result"]["samples"] == int(result["samples"]) == 32
         assert result["acc_right"] == f"{metrics['evaluations'][-1]['acc_right']:.3f}"
         assert [row["samples"] for row in metrics["steps"]] == [8, 16, 24, 32]
+        assert 0 < metrics["result"]["wait"] < 1
+        head = next(line for line in lines if line.endswith("  wait"))
+        rows = [line for line in lines if line.count("|") == 1 and line != head]
+        assert len(rows) == 4 and {len(row) for row in rows} == {len(head)}
+
+    def test_waiting_is_a_share_of_the_steps_time(self):
+        log = train_min.Log((1.0, 1.0), None)
+        assert log.wait() == 0.0
+        log.seconds += [(3.0, 4.0), (1.0, 4.0)]
+        assert (log.wait(), log.wait(1)) == (0.5, 0.25)
 
     def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
         train_min.main(QUICK)
