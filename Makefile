@@ -31,6 +31,7 @@ test: $(VENV)/installed
 
 proof: $(VENV)/installed
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -q test_vlpt.py
+	$(RUN) -m pytest -q -m slow tests
 
 mutants: $(VENV)/installed
 	$(RUN) tests/mutants.py

@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--backbone", choices=BACKBONES, default=preset,
         help="image backbone (default: the preset's, CLIP's stem)")  # fmt: skip
     add("--init", metavar="PATH|torchvision", default=preset,
-        help="start the backbone from an export, a checkpoint of ours or the released oCLIP one, "
+        help="start the backbone from an export, a run (its folder) or the released oCLIP one, "
         "or from torchvision's ImageNet weights (default: random)")  # fmt: skip
     add("--name", default="demo", help="results go to runs/NAME, replacing those there")
     add("--samples", type=int, default=60_000, help="pictures to train on, repeats included")

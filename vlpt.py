@@ -543,6 +543,7 @@ def read_tensors(source: str | Path | Mapping, *prefixes: str) -> dict[str, Any]
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read the dict in a .pt or .safetensors file: tensors and plain values, no code is run."""
+    path = path / "checkpoint.pt" if path.is_dir() else path  # the folder of a run
     try:
         if path.suffix == ".safetensors":
             return import_module("safetensors.torch").load_file(path)
@@ -556,7 +557,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def export_run(run: Path, out: Path, layout: str) -> None:
     """Export from a folder or checkpoint.pt that train_min.py left, see `export_backbone`."""
-    held = read_checkpoint(run / "checkpoint.pt" if run.is_dir() else run)
+    held = read_checkpoint(run)
     try:
         model = VLPT(Config(**held["config"]))
         model.load_state_dict(held["state_dict"])

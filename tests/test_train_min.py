@@ -193,7 +193,8 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("file", "said"),
         [("backbone.safetensors", "backbone only"), ("mmocr.pt", "backbone only"),
-         ("checkpoint.pt", "backbone and pool"), ("wide.pt", "backbone only, its pool has other")],
+         ("checkpoint.pt", "backbone and pool"), ("", "backbone and pool"),
+         ("wide.pt", "backbone only, its pool has other")],
     )  # fmt: skip
     def test_init_starts_from_what_a_run_left(self, file, said, capsys):
         train_min.main(QUICK)
