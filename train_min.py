@@ -80,8 +80,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="train on N pictures, the same for the same seed (default: all)")  # fmt: skip
     add("--annotated", type=float, default=1.0, metavar="SHARE",
         help="share of its words that each training picture keeps, at least one")  # fmt: skip
-    add("--augment", action=argparse.BooleanOptionalAction, default=True,
-        help="vary training pictures that were not rendered: colours, crop and turn")  # fmt: skip
     add("--eval", type=int, default=1024, help="held-out pictures to evaluate on, at most")
     add("--seed", type=int, default=0, help="of weights, pictures, words, masks")
     add("--workers", type=int, default=1, help="processes that prepare pictures, 0 for none")
@@ -313,7 +311,7 @@ def open_data(
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
         chosen = ()
         if split == "train":  # rendered pictures are varied enough
-            chosen = args.subset, args.annotated, args.augment and args.data != "synth"
+            chosen = args.subset, args.annotated, args.data != "synth"
         alphabet = vlpt.Alphabet(config.alphabet)
         half = data_stub.Pretraining(source, alphabet, size, args.seed, *chosen)
         notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())

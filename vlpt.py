@@ -75,7 +75,7 @@ class Alphabet:
         return len(self.chars) + UNK + 1
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Words as (L, N) int64 ids, a column each, cut to L; ValueError for over N or an empty."""
+        """Up to N words, none empty, or ValueError: (L, N) int64 ids, a column each, cut to L."""
         if len(words) > WORDS or "" in words:
             raise ValueError(f"words: got {list(words)}, wanted at most {WORDS}, none empty")
         ids = torch.full((CHARS, WORDS), PAD)
@@ -476,8 +476,8 @@ def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
         for key in keys:
             module, rest = key.split(".", 1)
             module = dict(zip(LAYOUTS["native"], LAYOUTS[layout], strict=True)).get(module, module)
-            rest = rest.replace("downsample.1", "downsample.2").replace("sample.0", "sample.1")
-            keys[key] = f"{module}.{rest}"
+            keys[key] = f"{module}.{rest}".replace("downsample.1", "downsample.2")
+            keys[key] = keys[key].replace("downsample.0", "downsample.1")
     return keys
 
 

@@ -139,7 +139,7 @@ MUTANTS = [
      "Path(path), model"),
     ("mmocr stem misnumbered", "TestStep9", '"stem.3", "stem.4"', '"stem.2", "stem.3"'),
     ("timm's last norm misplaced", "TestStep9", '"conv1.6", "bn1")', '"conv1.6", "conv1.7")'),
-    ("shortcut not renumbered", "TestStep9", '.replace("sample.0", "sample.1")', ""),
+    ("shortcut not renumbered", "TestStep9", '.replace("downsample.0", "downsample.1")', ""),
     ("pool of a released checkpoint kept", "TestStep9",
      ' if not k.startswith("attnpool.")', ""),
     ("mmocr for torchvision's network", "TestStep9",
