@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	mkdir -p runs/demo
 	$(RUN) data_stub.py --sheet runs/demo/sheet.png --digits --size 64
-	$(RUN) train_min.py --name demo
+	$(RUN) train_min.py --name demo --overwrite
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -940,10 +940,14 @@ class Pretraining(torch.utils.data.Dataset):
         if not 0 < annotated <= 1:
             raise ValueError(f"annotated: got {annotated}, wanted above 0 and at most 1")
 
+    def index(self, k: int) -> int:
+        """The source's number of the picture of item k."""
+        epoch, position = divmod(k, len(self.indices))
+        return int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
+
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor, int] | str:
         """Picture (3, size, size) uint8, ids (L, N), words outside; or why it cannot be had."""
-        epoch, position = divmod(k, len(self.indices))
-        index = int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
+        index = self.index(k)
         try:
             sample = self.source.read(index, self.size)
         except ValueError as error:

@@ -776,6 +776,18 @@ class TestStep7Contrastive:
                         strict=True):  # fmt: skip
             close(a, b)
 
+    @given(cut=st.integers(0, 5), seed=seeds)
+    def test_parts_of_the_rows_add_up_to_the_whole(self, cut, seed):
+        x, y = (randn(seed + k, 5, 3).requires_grad_() for k in range(2))
+        worded = torch.arange(5)[:, None] != seed % 5
+        whole = vlpt.contrastive_loss(x, y * worded, self.scale)
+        own = slice(0, cut), slice(cut, 5)
+        parts = [vlpt.contrastive_loss(x, y * worded, self.scale, rows) for rows in own]
+        close(parts[0] + parts[1], whole)
+        for a, b in zip(torch.autograd.grad(sum(parts), (x, y)), torch.autograd.grad(whole, (x, y)),
+                        strict=True):  # fmt: skip
+            close(a, b)
+
     def test_gradient_is_the_derivative(self):
         inputs = [randn(k, 3, 2).requires_grad_() for k in range(2)]
         scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

@@ -1,10 +1,14 @@
-"""Pre-train VLPT on one CPU or GPU and leave a backbone that detectors can load.
+"""Pre-train VLPT on CPUs or GPUs and leave a backbone that detectors can load.
 
     python train_min.py                                      # the demo: digits, rendered, on a CPU
     python train_min.py --preset oclip_rn50 --data synthtext:PATH --name rn50
+    torchrun --nproc-per-node 4 train_min.py ...             # the same on four GPUs
+    python train_min.py --name rn50 --resume                 # go on after a stop, to the same bits
+    python train_min.py --replay runs/rn50                   # the whole run once more
 
-Everything lands in runs/NAME/: backbone.safetensors (the product), checkpoint.pt, metrics.json,
-loss.png, attention.png. The last line printed is `RESULT key=value ...`.
+Everything lands in runs/NAME/: backbone.safetensors (the product), run.json (what the run depends
+on), log.jsonl (a line a step), checkpoint.pt and the one before it, metrics.json and pictures.
+The last line printed is `RESULT key=value ...`.
 
 Held-out pictures tell what was learned: the masked character is predicted once with its own
 picture and once with another one. The difference was read from pixels; the rest is guessed from
@@ -15,38 +19,100 @@ import argparse
 import dataclasses
 import json
 import math
+import os
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data_stub
 import vlpt
 from experiments import report_min
+from experiments.run_min import (
+    Log,
+    Stopped,
+    gather,
+    need_tensorboard,
+    open_folder,
+    over_all,
+    rank,
+    read_run,
+    restore,
+    save_checkpoint,
+    say,
+    signals,
+    world,
+    write,
+    write_facts,
+)  # fmt: skip
 
 PRESETS = {  # the model, the pictures that `--data synth` draws for it, its learning rate
     "tiny": (vlpt.TINY, data_stub.DIGITS, 1e-3),
     "oclip_rn50": (vlpt.OCLIP_RN50, data_stub.Scene(), 1e-4),  # published
 }
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "clip_resnet50", "clip_resnet101")
+FREE = {"name", "resume", "overwrite", "replay", "workers", "device", "tensorboard",
+        "skip_nonfinite"}  # fmt: skip  # options that do not decide what a run computes
+BROKEN = 0.1  # largest share of training pictures that may be unreadable, and replaced
+TRIES = 8  # pictures in a row
+LOG_CAP = math.log(100) - 1e-6  # of log_scale; float32's exp of it is below 100, so it can return
+
+# ------------------------------------------------------------------------------------- options
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.set_defaults(
-        lr=None, image_size=None, alphabet=None, subset=None, backbone=None, init=None
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, from the first process alone."""
+        line = f"train_min.py: error: {message}; see --help\n"
+        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
+
+
+def number(kind: type, least: float, below: float = math.inf, above: bool = False) -> Any:
+    """A reader of an option's value: an int or float of at least `least` (or above it)."""
+    what = "a whole number" if kind is int else "a number"
+    wanted = f"{what} {'above' if above else 'of at least'} {least}"
+    wanted += f" and below {below}" if below < math.inf else ""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < below or (above and value == least):
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
+        return value
+
+    return read
+
+
+def folder_name(text: str) -> str:
+    if not text.isprintable() or text in ("", ".", "..") or set(text) & set("/\\"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted the name of a folder in runs/")
+    return text
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train_min.py", allow_abbrev=False, description=__doc__.split("\n\n")[0],
+        epilog="`train_min.py compare runs/A runs/B` sets two runs side by side.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    preset, add = argparse.SUPPRESS, parser.add_argument  # the preset's, see `configure`
+    preset = argparse.SUPPRESS  # the preset's, see `configure`
+    add = parser.add_argument_group("model and pictures").add_argument
     add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
     add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
     add("--backbone", choices=BACKBONES, default=preset,
@@ -54,46 +120,89 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--init", metavar="PATH|torchvision", default=preset,
         help="start the backbone from an export, a run (its folder) or the released oCLIP one, "
         "or from torchvision's ImageNet weights (default: random)")  # fmt: skip
-    add("--name", default="demo", help="results go to runs/NAME, replacing those there")
-    add("--samples", type=int, default=60_000, help="pictures to train on, repeats included")
-    add("--batch", type=int, default=64, help="pictures a step, at least 2")
-    add("--lr", type=float, default=preset,
-        help="largest learning rate (default: 1e-3 for tiny, 1e-4 for oclip_rn50)")  # fmt: skip
-    add("--warmup", type=int, default=150, help="steps of linear warm-up; published: 10000")
-    add("--weight-decay", type=float, default=0.1, help="AdamW's, not on gains and biases")
-    add(
-        "--image-size",
-        type=int,
-        default=preset,
+    add("--image-size", type=int, default=preset,
         help="height = width, pixels, a multiple of 32 (default: 64 for tiny, 512 for oclip_rn50)",
-    )
-    add(
-        "--alphabet",
-        default=preset,
-        metavar="ascii|data|PATH",
+    )  # fmt: skip
+    add("--alphabet", default=preset, metavar="ascii|data|PATH",
         help=f"characters to learn: 94 of printable ASCII; those of the training words, the most "
         f"frequent {data_stub.MOST}; those of a UTF-8 file (default: digits for tiny on synth, "
-        f"else ascii)",
-    )
-    add("--subset", type=int, default=preset, metavar="N",
+        f"else ascii)")  # fmt: skip
+    add("--subset", type=number(int, 1), default=preset, metavar="N",
         help="train on N pictures, the same for the same seed (default: all)")  # fmt: skip
     add("--annotated", type=float, default=1.0, metavar="SHARE",
         help="share of its words that each training picture keeps, at least one")  # fmt: skip
-    add("--eval", type=int, default=1024, help="held-out pictures to evaluate on, at most")
-    add("--seed", type=int, default=0, help="of weights, pictures, words, masks")
-    add("--workers", type=int, default=1, help="processes that prepare pictures, 0 for none")
+    add = parser.add_argument_group("training").add_argument
+    add("--samples", type=number(int, 2), default=60_000,
+        help="pictures to train on, repeats included")  # fmt: skip
+    add("--batch", type=number(int, 2), default=64,
+        help="pictures a step, in all processes together")  # fmt: skip
+    add("--accumulate", type=number(int, 1), default=1, metavar="K",
+        help="run each process's part of the batch in K pieces, twice: less memory, the gradient "
+        "of the whole batch (GradCache), batch statistics of a piece")  # fmt: skip
+    add("--lr", type=number(float, 0, above=True), default=preset,
+        help="largest learning rate (default: 1e-3 for tiny, 1e-4 for oclip_rn50)")  # fmt: skip
+    add("--warmup", type=number(int, 0), default=150,
+        help="steps of linear warm-up; published: 10000")  # fmt: skip
+    add("--weight-decay", type=number(float, 0), default=0.1,
+        help="AdamW's, not on gains and biases")  # fmt: skip
+    add("--skip-nonfinite", type=number(int, 0), default=0, metavar="N",
+        help="steps with an infinite or undefined loss or gradient to leave out before "
+        "stopping")  # fmt: skip
+    add("--eval", type=number(int, 2), default=1024, help="held-out pictures to evaluate on")
+    add("--seed", type=number(int, 0, 2**63), default=0, help="of weights, pictures, words, masks")
+    add("--workers", type=number(int, 0), default=1,
+        help="processes that prepare pictures, 0 for none")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    add = parser.add_argument_group("the run's folder").add_argument
+    add("--name", type=folder_name, default="demo", help="results go to runs/NAME")
+    add("--overwrite", action="store_true", help="replace what a run left there")
+    add(
+        "--resume",
+        nargs="?",
+        const="last",
+        choices=("last", "previous"),
+        default=preset,
+        help="go on from its checkpoint, or from the one before, with the options of its start",
+    )
+    add(
+        "--replay",
+        metavar="runs/A",
+        type=Path,
+        default=preset,
+        help="repeat a run with its options, in runs/A-replay unless --name says where",
+    )
     add("--tensorboard", action="store_true", help="log to runs/NAME/tensorboard as well")
-    args = parser.parse_args(argv)
-    smallest = {"samples": 2, "batch": 2, "eval": 2, "warmup": 0, "workers": 0, "seed": 0}
-    for name, least in smallest.items():
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: got {getattr(args, name)}, wanted at least {least}")
-    if args.seed >= 2**63:
-        parser.error(f"--seed: got {args.seed}, wanted less than 2**63")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; those of an earlier run where --resume or --replay names one.
+
+    Raises: SystemExit for a wrong option; ValueError or OSError for a wrong earlier run.
+    """
+    parser = make_parser()
+    defaults = {"lr": None, "image_size": None, "alphabet": None, "subset": None, "backbone": None,
+                "init": None, "resume": None, "replay": None}  # fmt: skip
+    args = parser.parse_args(argv, argparse.Namespace(**defaults))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(argv))
+    if args.resume and (args.overwrite or args.replay):
+        parser.error("--resume: got --overwrite or --replay as well, wanted one of them")
+    if args.replay or args.resume:
+        if args.replay and "name" not in given:
+            args.name = f"{args.replay.resolve().name}-replay"
+        earlier = read_run(args.replay or Path("runs") / args.name)
+        differ = [
+            f"--{key.replace('_', '-')}: got {given[key]!r}, wanted {earlier[key]!r} as there"
+            for key in given.keys() & earlier.keys() - FREE
+            if given[key] != earlier[key]
+        ]
+        if differ:
+            raise ValueError("options contradict the earlier run's: " + "; ".join(sorted(differ)))
+        kept = {key: value for key, value in earlier.items() if key not in FREE}
+        args = argparse.Namespace(**vars(args) | kept)
     args.lr = PRESETS[args.preset][2] if args.lr is None else args.lr
-    if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf:
-        parser.error("--lr must be above 0 and --weight-decay not below 0")
     if args.samples < args.batch:
         parser.error(f"--samples: got {args.samples}, wanted at least one batch of {args.batch}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -145,11 +254,35 @@ def load_pool(init: str, pool: vlpt.AttentionPool) -> str:
     return "backbone and pool"
 
 
-def make_loader(
-    data: data_stub.Pretraining, batches: Iterable[Iterable[int]], workers: int
-) -> Iterator[data_stub.Batch]:
-    return iter(DataLoader(data, batch_sampler=batches, num_workers=workers,
-                           collate_fn=data_stub.collate))  # fmt: skip
+# ----------------------------------------------------------------------------- many processes
+
+
+@contextmanager
+def processes(args: argparse.Namespace) -> Iterator[torch.device]:
+    """This process's device; under torchrun all processes are connected meanwhile."""
+    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cpu")
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if args.batch % world():
+        raise ValueError(f"--batch: got {args.batch}, wanted a multiple of {world()} processes")
+    yield device
+    if dist.is_initialized():  # not after an error: the others may never come to the end
+        dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------ the step
+
+
+class Nonfinite(FloatingPointError):
+    """A loss or gradient is infinite or undefined; `terms` are the step's numbers."""
+
+    def __init__(self, terms: dict[str, float]) -> None:
+        super().__init__(", ".join(f"{key} {value:.4g}" for key, value in terms.items()))
+        self.terms = terms
 
 
 def make_optimizer(model: vlpt.VLPT, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -166,7 +299,12 @@ def lr_at(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def run_model(model: vlpt.VLPT, images: Tensor, ids: Tensor) -> vlpt.Output:
+def seed_of(*key: int) -> int:
+    """A seed for one purpose, from the run's seed, a step, a process."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def run_model(model: nn.Module, images: Tensor, ids: Tensor) -> vlpt.Output:
     """Forward in bfloat16 where that is fast, results in float32 for the losses."""
     images = vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
@@ -174,73 +312,201 @@ def run_model(model: vlpt.VLPT, images: Tensor, ids: Tensor) -> vlpt.Output:
     return vlpt.Output(*(value.float() for value in output))
 
 
-def train_step(
-    model: vlpt.VLPT, optimizer: torch.optim.Optimizer, images: Tensor, ids: Tensor, targets: Tensor
-) -> dict[str, float]:
-    """One update; the losses in nats, exp(log_scale) and the share of characters read."""
+def char_part(logits: Tensor, targets: Tensor, total: Tensor) -> Tensor:
+    """What these characters add to L_cls, whose mean is over `total` characters."""
+    return vlpt.char_loss(logits, targets) * (targets != vlpt.IGNORE).sum() / total.clamp(min=1)
+
+
+def contrastive_part(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+    """What this process's rows (B, D) add to L_bc of all processes' pictures."""
+    own = slice(rank() * len(image), (rank() + 1) * len(image))
+    return vlpt.contrastive_loss(gather(image), gather(text), log_scale, own)
+
+
+def whole_backward(model: nn.Module, images: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """Gradients of L = L_cls + L_bc over the pictures of all processes, each with its own part.
+
+    DistributedDataParallel takes the mean over W processes of what is a sum, hence the factor W.
+    Returns: this process's part of (L_cls, L_bc, characters read right), (3,).
+    """
     output = run_model(model, images, ids)
-    loss = vlpt.total_loss(output, targets, model.config.contrastive)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss.item()}; a smaller --lr may help")
+    masked = targets != vlpt.IGNORE
+    char = char_part(output.logits, targets, over_all(masked.sum()))
+    contrastive = 0 * output.log_scale  # so that it has a gradient, as processes expect of each
+    if bare(model).config.contrastive:
+        contrastive = contrastive_part(output.image, output.text, output.log_scale)
+    (world() * (char + contrastive)).backward()
+    right = (output.logits.argmax(-1) == targets)[masked].sum()
+    return torch.stack([char, contrastive, right]).detach()
+
+
+def cached_backward(
+    model: nn.Module, images: Tensor, ids: Tensor, targets: Tensor, pieces: int
+) -> Tensor:
+    """The same in the memory of one piece (GradCache, Gao et al. 2021, arXiv 2101.06983).
+
+    First the features of every piece without a graph; L_bc of them all gives each feature its
+    gradient; then every piece once more, pulled by these. Exact but for batch statistics, which
+    are those of a piece, the same in both passes.
+    """
+    net, total = bare(model), over_all((targets != vlpt.IGNORE).sum())
+    parts = [*zip(*(x.chunk(pieces) for x in (images, ids, targets)), strict=True)]
+    contrastive, pulls = torch.zeros_like(net.log_scale), None
+    if net.config.contrastive:
+        running = [buffer.clone() for buffer in net.buffers()]
+        with torch.no_grad():
+            first = [run_model(net, *part[:2]) for part in parts]
+        for buffer, value in zip(net.buffers(), running, strict=True):
+            buffer.copy_(value)
+        features = [torch.cat([o.image for o in first]), torch.cat([o.text for o in first])]
+        leaves = [x.detach().requires_grad_() for x in (*features, net.log_scale)]
+        contrastive = contrastive_part(*leaves)
+        pulls = torch.autograd.grad(contrastive, leaves)
+    char, right, done = torch.zeros_like(contrastive), 0, 0
+    for part in parts:
+        here = slice(done, done := done + len(part[0]))
+        last = done == len(images)
+        with nullcontext() if last or net is model else model.no_sync():
+            output = run_model(model, *part[:2])
+            loss = char_part(output.logits, part[2], total)
+            char += loss.detach()
+            loss = loss + output.log_scale * (pulls[2] / len(parts) if pulls else 0)
+            if pulls:
+                loss = loss + (output.image * pulls[0][here]).sum()
+                loss = loss + (output.text * pulls[1][here]).sum()
+            (world() * loss).backward()
+        right += ((output.logits.argmax(-1) == part[2]) & (part[2] != vlpt.IGNORE)).sum()
+    return torch.stack([char, contrastive, right]).detach()
+
+
+def bare(model: nn.Module) -> vlpt.VLPT:
+    """The model inside of DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, ids: Tensor,
+    targets: Tensor, accumulate: int = 1,
+) -> dict[str, float]:  # fmt: skip
+    """One update; the losses in nats, exp(log_scale), the share of characters read, grad norm.
+
+    Raises: Nonfinite, and nothing of the model has changed.
+    """
+    net = bare(model)
+    before = [buffer.clone() for buffer in net.buffers()]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if accumulate == 1:
+        told = whole_backward(model, images, ids, targets)
+    else:
+        told = cached_backward(model, images, ids, targets, accumulate)
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    masked, scale = (targets != vlpt.IGNORE).sum(), net.log_scale.detach().exp()
+    told = over_all(torch.cat([told, masked[None]]))  # one transfer from the device a step
+    char, contrastive, right, masked, norm, scale = torch.stack([*told, norm, scale]).tolist()
+    terms = {"char": char, "contrastive": contrastive, "scale": scale,
+             "acc": right / max(1, masked), "norm": norm}  # fmt: skip
+    if not all(map(math.isfinite, terms.values())):
+        for buffer, value in zip(net.buffers(), before, strict=True):
+            buffer.copy_(value)
+        raise Nonfinite(terms)
     optimizer.step()
     with torch.no_grad():
-        masked = targets != vlpt.IGNORE
-        right = (output.logits.argmax(-1) == targets)[masked].float().mean().item()
-        char = vlpt.char_loss(output.logits, targets).item()
-    return {"char": char, "contrastive": loss.item() - char,
-            "scale": output.log_scale.exp().clamp(max=100).item(), "acc": right}  # fmt: skip
+        net.log_scale.clamp_(max=LOG_CAP)  # D6, in the parameter as well
+    return terms
 
 
 @torch.no_grad()
-def evaluate(model: vlpt.VLPT, batches: Iterable[data_stub.Batch], seed: int) -> dict[str, float]:
-    """Masked-character accuracy with the right and with another picture, retrieval at 1."""
-    model.eval()
-    device, generator = model.log_scale.device, torch.Generator().manual_seed(seed)
-    right = other = masked = unreadable = 0
-    features = []
-    for batch in batches:
-        unreadable += len(batch.skipped)
-        if len(batch.images) < 2:  # pictures that cannot be decoded may leave nothing to compare
-            continue
-        images = batch.images.to(device)
-        ids, targets = (x.to(device) for x in vlpt.mask_one_char(batch.ids, generator))
-        where = targets != vlpt.IGNORE
-        output = run_model(model, images, ids)
-        swapped = run_model(model, images.roll(1, 0), ids)
-        right += (output.logits.argmax(-1) == targets)[where].sum().item()
-        other += (swapped.logits.argmax(-1) == targets)[where].sum().item()
-        masked += where.sum().item()
-        features.append((output.image, output.text))
-    model.train()
+def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) -> dict[str, float]:
+    """Masked-character accuracy with the right and with another picture, retrieval at 1.
+
+    Under torchrun `batches` are every W-th of the held-out ones; the result is that of them all.
+    """
+    net, found = bare(model), []
+    net.eval()
+    device, generator = net.log_scale.device, torch.Generator()
+    for turn, batch in enumerate(batches):
+        counts, features = Counter(unreadable=len(batch.skipped)), None
+        if len(batch.images) > 1:  # pictures that cannot be decoded may leave nothing to compare
+            position = turn * world() + rank()
+            generator.manual_seed(seed_of(seed, position))
+            images = batch.images.to(device)
+            ids, targets = (x.to(device) for x in vlpt.mask_one_char(batch.ids, generator))
+            where = targets != vlpt.IGNORE
+            output = run_model(net, images, ids)
+            swapped = run_model(net, images.roll(1, 0), ids)
+            counts["right"] = (output.logits.argmax(-1) == targets)[where].sum().item()
+            counts["other"] = (swapped.logits.argmax(-1) == targets)[where].sum().item()
+            counts["masked"] = where.sum().item()
+            features = position, output.image.cpu(), output.text.cpu()
+        found.append((counts, features))
+    net.train()
+    everywhere = [found]
+    if dist.is_initialized():
+        everywhere = [None] * world()
+        dist.all_gather_object(everywhere, found)
+    counts = sum((count for count, _ in chain(*everywhere)), Counter())
+    held = sorted((f for _, f in chain(*everywhere) if f), key=lambda f: f[0])
+    masked, right, other = (counts[key] for key in ("masked", "right", "other"))
     if not masked:
         raise ValueError("no held-out picture can be read")
-    image, text = (
-        torch.nn.functional.normalize(torch.cat(x), dim=1) for x in zip(*features, strict=True)
-    )
-    nearest, own = (image @ text.T), torch.arange(len(image), device=device)
+    image, text = (nn.functional.normalize(torch.cat([f[k] for f in held]), dim=1) for k in (1, 2))
+    nearest, own = (image @ text.T), torch.arange(len(image))
     return {"acc_right": right / masked, "acc_other": other / masked,
             "gain": (right - other) / masked,
             "i2t": (nearest.argmax(1) == own).float().mean().item(),
             "t2i": (nearest.argmax(0) == own).float().mean().item(),
-            "pictures": len(image), "characters": masked, "unreadable": unreadable}  # fmt: skip
+            "pictures": len(image), "characters": masked,
+            "unreadable": counts["unreadable"]}  # fmt: skip
 
 
-def save_checkpoint(path: Path, model: vlpt.VLPT, optimizer: torch.optim.Optimizer, **rest) -> None:
-    """Write weights, optimiser and settings, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "config": dataclasses.asdict(model.config), **rest}, part)  # fmt: skip
-    part.replace(path)
+# ----------------------------------------------------------------------------------- the data
+
+
+class Unbroken(torch.utils.data.Dataset):
+    """Item k is picture k, or the next one that can be read: a list of what went wrong and it."""
+
+    def __init__(self, data: data_stub.Pretraining) -> None:
+        self.data = data
+
+    def __getitem__(self, k: int) -> list[Any]:
+        tried = []
+        while len(tried) < TRIES and not (tried and not isinstance(tried[-1], str)):
+            tried.append(self.data[k + len(tried)])
+        return tried
+
+
+def collate(items: list[list[Any]]) -> data_stub.Batch:
+    return data_stub.collate(list(chain.from_iterable(items)))
+
+
+def calm(_worker: int) -> None:
+    """Signals are for the main process, which lets its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def make_loader(
+    data: data_stub.Pretraining, batches: Iterable[Sequence[int]], workers: int, train: bool
+) -> Iterator[data_stub.Batch]:
+    """Batches of these keys; in training a picture that cannot be read is replaced.
+
+    Raises: RuntimeError that begins with "DataLoader worker" if one dies, here or wherever the
+        process is when torch hears of it.
+    """
+    try:
+        yield from DataLoader(
+            Unbroken(data) if train else data, batch_sampler=batches, num_workers=workers,
+            collate_fn=collate if train else data_stub.collate, worker_init_fn=calm,
+            pin_memory=torch.cuda.is_available())  # fmt: skip
+    except (EOFError, OSError) as error:  # its last batch was under way
+        raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}") from None
 
 
 def open_data(
     args: argparse.Namespace, config: vlpt.Config, scene: data_stub.Scene
-) -> tuple[data_stub.Pretraining, data_stub.Pretraining]:
-    """Training and held-out half of --data; says what each leaves out."""
-    halves = []
+) -> tuple[list[data_stub.Pretraining], list[str]]:
+    """Training and held-out half of --data, and what each holds and leaves out, in words."""
+    halves, told = [], []
     for split, count in (("train", args.samples), ("heldout", args.eval)):
         size = config.image_size
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
@@ -251,124 +517,140 @@ def open_data(
         half = data_stub.Pretraining(source, alphabet, size, args.seed, *chosen)
         notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())
         pictures = f"{len(half.indices):,} pictures of {args.data}"
-        print(f"{split}: {pictures}; left out or cut: {notes or 'nothing'}")
+        told.append(f"{pictures}; left out or cut: {notes or 'nothing'}")
         halves.append(half)
     if len(halves[1].indices) < 2:
         raise ValueError(f"{args.data}: got 1 usable held-out picture, wanted 2 or more")
-    return halves[0], halves[1]
+    return halves, told
 
 
-class Log:
-    """Prints one line an evaluation, keeps every number, writes to TensorBoard if asked."""
+# ------------------------------------------------------------------------- the folder of a run
 
-    def __init__(self, chance: tuple[float, float], board: Path | None) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.evaluations: list[dict[str, float]] = []
-        self.skipped: Counter[str] = Counter()
-        self.outside = 0
-        self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
-        self.timed = 0  # steps whose seconds are printed
-        self.start, self.printed, self.board = time.perf_counter(), 0, None
-        self.chance = chance
-        if board is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError("--tensorboard: needs `pip install tensorboard`") from None
-            self.board = SummaryWriter(str(board))
-        print(
-            "  pictures   L_cls    L_bc   scale   read | held-out right  other    i2t    t2i  img/s"
-            "   wait"
-        )
-        print(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   (ln V, 2 ln B; nats)")
 
-    def wait(self, first: int = 0) -> float:
-        """The share of their time, 0..1, that the steps from `first` on waited for data."""
-        seconds = np.array(self.seconds[first:]).reshape(-1, 2).sum(0)
-        return float(seconds[0] / seconds[1]) if seconds[1] else 0.0
+# --------------------------------------------------------------------------------- the training
 
-    def step(self, samples: int, row: dict[str, float]) -> None:
-        self.rows.append({"samples": samples} | row)
-        if self.board is not None:
-            for key, value in row.items():
-                self.board.add_scalar(f"train/{key}", value, samples)
 
-    def evaluation(self, samples: int, result: dict[str, float]) -> str:
-        """Note an evaluation; the line to print, with means since the last one."""
-        self.evaluations.append({"samples": samples} | result)
-        if self.board is not None:
-            for key, value in result.items():
-                self.board.add_scalar(f"heldout/{key}", value, samples)
-        recent, self.printed = self.rows[self.printed :], len(self.rows)
-        keys = ("char", "contrastive", "scale", "acc")
-        mean = [np.mean([row[key] for row in recent]) if recent else math.nan for key in keys]
-        wait, self.timed = self.wait(self.timed), len(self.seconds)
-        speed = samples / (time.perf_counter() - self.start)
-        line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *mean)
-        shares = (result[key] for key in ("acc_right", "acc_other", "i2t", "t2i"))
-        return (
-            line
-            + " " * 9
-            + " ".join(f"{share:6.3f}" for share in shares)
-            + f" {speed:6.0f} {wait:6.2f}"
-        )
+def training_batches(
+    data: data_stub.Pretraining, args: argparse.Namespace, done: int
+) -> Iterator[data_stub.Batch]:
+    """This process's part of every batch after step `done`.
+
+    Raises: ValueError if more than BROKEN of the pictures are unreadable; see `make_loader`.
+    """
+    part, unread = args.batch // world(), 0
+    first = [step * args.batch + rank() * part for step in range(args.samples // args.batch)]
+    keys = [range(k, k + part) for k in first[done:]]
+    batches = make_loader(data, keys, args.workers, train=True)
+    for seen, batch in zip(range(part, part * len(keys) + 1, part), batches, strict=True):
+        unread += len(batch.skipped)
+        if len(batch.images) < part or unread > max(10, BROKEN * seen):
+            told = f"{unread} of {seen} pictures cannot be read, wanted at most {BROKEN:.0%}"
+            raise ValueError(f"{args.data}: {told}; {batch.skipped[-1]}")
+        yield batch
+
+
+def distribute(model: vlpt.VLPT) -> nn.Module:
+    """The model that averages gradients over processes; on GPUs batch statistics are common."""
+    if world() == 1:
+        return model
+    if model.log_scale.is_cuda:  # torch has it on GPUs only
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model)
 
 
 def fit(
-    model: vlpt.VLPT,
-    train: data_stub.Pretraining,
-    heldout: data_stub.Pretraining,
-    args: argparse.Namespace,
-    out: Path,
-) -> Log:
-    """The training loop: ten evaluations, each with a checkpoint."""
-    device, generator = model.log_scale.device, torch.Generator().manual_seed(args.seed)
+    model: vlpt.VLPT, train: data_stub.Pretraining, heldout: data_stub.Pretraining,
+    args: argparse.Namespace, out: Path,
+) -> Log:  # fmt: skip
+    """The training loop: ten evaluations, each with a checkpoint.
+
+    What is drawn in a step follows from the seed and the step's number, so a run that goes on from
+    a checkpoint takes the same steps as one that was never stopped.
+    Raises: ValueError, OSError, Nonfinite; Stopped, when it has saved itself.
+    """
+    device, generator = model.log_scale.device, torch.Generator()
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    done, state = 0, {}
+    if args.resume:
+        done, state = restore(out, args.resume, model, optimizer)
+        say(f"resumed after {done * args.batch:,} pictures")
     chance = math.log(len(train.alphabet)), 2 * math.log(args.batch)
-    log = Log(chance, out / "tensorboard" if args.tensorboard else None)
-    steps, count = args.samples // args.batch, min(args.eval, len(heldout.indices))
-    keys = (range(k * args.batch, (k + 1) * args.batch) for k in range(steps))
-    held_keys = np.array_split(np.arange(count), max(1, count // args.batch))
-    batches = make_loader(train, keys, args.workers)
-    bar = tqdm(batches, total=steps, unit="step", disable=None, leave=False)
-    began = time.perf_counter()
-    for step, batch in enumerate(bar, start=1):
-        waited = time.perf_counter() - began
-        log.skipped.update(batch.skipped)
-        log.outside += batch.outside
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
-        if len(batch.images):
-            masked, targets = vlpt.mask_one_char(batch.ids, generator)
-            tensors = (x.to(device) for x in (batch.images, masked, targets))
-            log.step(step * args.batch, train_step(model, optimizer, *tensors))
-        log.seconds.append((waited, time.perf_counter() - began))
-        if step % math.ceil(steps / 10) == 0 or step == steps:
-            result = evaluate(model, make_loader(heldout, held_keys, args.workers), args.seed)
-            bar.write(log.evaluation(step * args.batch, result))
-            save_checkpoint(out / "checkpoint.pt", model, optimizer, step=step, args=vars(args))
+    log = Log(chance, out, args.tensorboard, done * args.batch, state)
+    whole, steps = distribute(model), args.samples // args.batch
+    count = min(args.eval, len(heldout.indices))
+    held_keys = np.array_split(np.arange(count), max(1, count // args.batch))[rank() :: world()]
+    bar = tqdm(total=steps * args.batch, initial=done * args.batch, unit="picture", leave=False,
+               disable=True if rank() else None)  # fmt: skip
+    with signals() as caught, bar:
         began = time.perf_counter()
+        for step, batch in enumerate(training_batches(train, args, done), done + 1):
+            waited, samples = time.perf_counter() - began, step * args.batch
+            log.missing(samples, batch.skipped, batch.outside)
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
+            generator.manual_seed(seed_of(args.seed, step, rank()))
+            masked, targets = vlpt.mask_one_char(batch.ids, generator)
+            tensors = (x.to(device, non_blocking=True) for x in (batch.images, masked, targets))
+            try:
+                row = train_step(whole, optimizer, *tensors, args.accumulate)
+                log.step(samples, row)
+                bar.set_postfix_str(f"L_cls {row['char']:.3f}, read {row['acc']:.2f}")
+            except Nonfinite as error:
+                pictures = [train.index(k) for k in range(samples - args.batch, samples)]
+                log.blame(samples, error.terms, [train.source.name(index) for index in pictures])
+                if log.nonfinite > args.skip_nonfinite:
+                    raise
+            log.seconds.append((waited, time.perf_counter() - began))
+            bar.update(args.batch)
+            evaluated = step % math.ceil(steps / 10) == 0 or step == steps
+            if evaluated:
+                batches = make_loader(heldout, held_keys, args.workers, train=False)
+                line = log.evaluation(samples, evaluate(whole, batches, args.seed))
+                if rank() == 0:
+                    bar.write(line)
+            stop = int(over_all(torch.tensor(sum(caught))))  # any signal stops all processes
+            if evaluated or stop:
+                save_checkpoint(out, model, optimizer, args, step, log)
+            if stop and step < steps:
+                told = f"stopped after {samples:,} pictures, saved in {out}/; --resume goes on"
+                raise Stopped(caught[0] if caught else signal.SIGTERM, told)
+            began = time.perf_counter()
     return log
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, device: torch.device) -> None:
     """Everything from the options to the RESULT line."""
     config, scene = configure(args)
-    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    backbone = load_init(args.init, config) if args.init else None  # or its error, before the data
+    backbone = load_init(args.init, config) if args.init and not args.resume else None
     torch.manual_seed(args.seed)
-    train, heldout = open_data(args, config, scene)
+    for turn in (True, False):  # the first process indexes SynthText, the others read the index
+        if turn == (rank() == 0):
+            (train, heldout), told = open_data(args, config, scene)
+        if dist.is_initialized():
+            dist.barrier()
+    for split, text in zip(("train", "heldout"), told, strict=True):
+        say(f"{split}: {text}")
     model = vlpt.VLPT(config)
     if backbone is not None:
         model.backbone = backbone
-        print(f"started from {args.init}: {load_pool(args.init, model.pool)}")
-    model.to("cuda" if cuda else "cpu", memory_format=torch.channels_last)
-    size = sum(p.numel() for p in model.parameters())
-    device = torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)"
-    print(f"{device}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
-    out = Path("runs") / args.name
-    out.mkdir(parents=True, exist_ok=True)
+        say(f"started from {args.init}: {load_pool(args.init, model.pool)}")
+    model.to(device, memory_format=torch.channels_last)
+    size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({threads} threads)"
+    where += f" in each of {world()} processes" * (world() > 1)
+    say(f"{where}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
+    out = open_folder(args)
+    if rank() == 0 and not args.resume:
+        write_facts(out, args, config, told, where)
     log = fit(model, train, heldout, args, out)
+    if rank() == 0:
+        finish(model, heldout, args, out, log)
+
+
+def finish(
+    model: vlpt.VLPT, heldout: data_stub.Pretraining, args: argparse.Namespace, out: Path, log: Log
+) -> None:
+    """The product, the pictures, the RESULT line."""
     for reason, count in log.skipped.most_common(5):
         print(f"skipped {count} times: {reason}")
     if len(log.skipped) > 5:
@@ -380,25 +662,38 @@ def run(args: argparse.Namespace) -> None:
     report_min.plot_losses(out / "loss.png", log.rows, log.evaluations, log.chance)
     report_min.plot_attention(out / "attention.png", model, heldout)
     result = log.evaluations[-1] | {
-        "skipped": log.skipped.total(), "wait": log.wait(),
-        "seconds": round(time.perf_counter() - log.start)
-    }  # fmt: skip
-    metrics = {"args": vars(args), "config": dataclasses.asdict(config), "result": result,
-               "evaluations": log.evaluations, "steps": log.rows}  # fmt: skip
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        "skipped": log.skipped.total(), "nonfinite": log.nonfinite, "wait": log.wait(),
+        "seconds": round(log.elapsed())}  # fmt: skip
+    metrics = {"result": result, "evaluations": log.evaluations}
+    write(out / "metrics.json", json.dumps(metrics, indent=1).encode())
     print(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items())
     print(f"RESULT data={args.data} preset={args.preset} seed={args.seed}", *shown)
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    place = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
     try:
-        run(args)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"train_min.py: error: {error}")
+        args = parse_args(argv)
+        if args.tensorboard:
+            need_tensorboard()
+        with processes(args) as device:
+            run(args, device)
+    except FloatingPointError as error:
+        sys.exit(f"train_min.py: {place}error: {error}; a smaller --lr may help")
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"train_min.py: {place}error: {error}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        told = str(error).split("\n")[0].strip()
+        sys.exit(f"train_min.py: {place}error: {told} --resume goes on from the last checkpoint")
+    except Stopped as stop:
+        print(f"train_min.py: {place}{stop}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        sys.exit(f"train_min.py: stopped; runs/{args.name}/ holds what the last evaluation left")
+        print("train_min.py: stopped before training or after it", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

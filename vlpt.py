@@ -380,23 +380,23 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return total / (wanted != IGNORE).sum().clamp(min=1)
 
 
-def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor, own=slice(None)) -> Tensor:
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
-    Args:
-        image, text: (B, D), any norm, row b a pair. A zero text row, no words, counts nowhere.
-        log_scale: () natural log of 1/temperature, whose exp is capped at 100 (D6).
+    Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
+        log_scale, ln(1/temperature), its exp capped at 100 (D6); own, the rows whose terms to add.
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
     if image.shape != text.shape:
         raise ValueError(f"text: got {tuple(text.shape)}, wanted {tuple(image.shape)}, as image")
     worded = text.ne(0).any(1)
+    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # own rows' numbers among those with words
     image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
-    logits = log_scale.exp().clamp(max=100) * image @ text.T
-    pairs = torch.arange(len(logits), device=logits.device)
-    both = [F.cross_entropy(rows, pairs, reduction="sum") for rows in (logits, logits.T)]
-    return (both[0] + both[1]) / max(1, len(pairs))  # D3
+    scale = log_scale.exp().clamp(max=100)
+    i2t, t2i = scale * image[pairs] @ text.T, scale * text[pairs] @ image.T
+    both = [F.cross_entropy(rows, pairs, reduction="sum") for rows in (i2t, t2i)]
+    return (both[0] + both[1]) / max(1, len(image))  # D3
 
 
 def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:

@@ -17,8 +17,16 @@ from PIL import Image
 import data_stub
 import train_min
 import vlpt
+from experiments import run_min
 
 QUICK = ["--samples", "32", "--batch", "8", "--eval", "16", "--workers", "0", "--name", "t"]
+AGAIN = [*QUICK, "--overwrite"]
+
+
+def steps_of(folder):
+    """The steps in a run's log."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "step"]
 
 
 class Seer(torch.nn.Module):
@@ -101,15 +109,13 @@ class TestParts:
         with torch.no_grad():
             model.head.bias.fill_(float("nan"))
         optimizer = train_min.make_optimizer(model, 1e-3, 0.1)
-        before = [p.clone() for p in model.parameters()]
+        before = [value.clone() for value in model.state_dict().values()]
         ids = vlpt.Alphabet("0123456789").encode(["12"])[None].repeat(2, 1, 1)
         images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-        with pytest.raises(FloatingPointError, match="the loss is nan; a smaller --lr may help"):
+        with pytest.raises(train_min.Nonfinite, match=r"char nan, .*norm nan"):
             train_min.train_step(model, optimizer, images, *vlpt.mask_one_char(ids))
-        after = model.parameters()  # the last good weights are still there
-        assert all(
-            torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.isfinite().all()
-        )
+        after = model.state_dict().values()  # weights and running statistics are as before
+        assert all(a.equal(b) for a, b in zip(before, after, strict=True) if a.isfinite().all())
 
     def test_a_step_lowers_the_loss_on_its_batch(self):
         torch.manual_seed(0)
@@ -134,13 +140,7 @@ class TestRuns:
         lines = capsys.readouterr().out.splitlines()
         chance = next(line for line in lines if "chance" in line).split()
         assert (chance[1], chance[2]) == (f"{math.log(13):.3f}", f"{2 * math.log(8):.3f}")
-        names = {
-            "attention.png",
-            "backbone.safetensors",
-            "checkpoint.pt",
-            "loss.png",
-            "metrics.json",
-        }
+        names = set(run_min.FILES) - {"nonfinite.json", "report.html"}
         assert {path.name for path in self.out.iterdir()} == names
         for picture in ("loss.png", "attention.png"):
             with Image.open(self.out / picture) as image:
@@ -149,14 +149,14 @@ class TestRuns:
         metrics = json.loads((self.out / "metrics.json").read_text())
         assert metrics["result"]["samples"] == int(result["samples"]) == 32
         assert result["acc_right"] == f"{metrics['evaluations'][-1]['acc_right']:.3f}"
-        assert [row["samples"] for row in metrics["steps"]] == [8, 16, 24, 32]
+        assert [row["samples"] for row in steps_of(self.out)] == [8, 16, 24, 32]
         assert 0 < metrics["result"]["wait"] < 1
         head = next(line for line in lines if line.endswith("  wait"))
         rows = [line for line in lines if line.count("|") == 1 and line != head]
         assert len(rows) == 4 and {len(row) for row in rows} == {len(head)}
 
     def test_waiting_is_a_share_of_the_steps_time(self):
-        log = train_min.Log((1.0, 1.0), None)
+        log = run_min.Log((1.0, 1.0))
         assert log.wait() == 0.0
         log.seconds += [(3.0, 4.0), (1.0, 4.0)]
         assert (log.wait(), log.wait(1)) == (0.5, 0.25)
@@ -260,15 +260,15 @@ class TestRuns:
     def test_workers_and_repetition_change_nothing(self):
         steps = []
         for workers in ("0", "2", "2"):
-            train_min.main([*QUICK, "--workers", workers])
-            steps.append(json.loads((self.out / "metrics.json").read_text())["steps"])
+            train_min.main([*AGAIN, "--workers", workers])
+            steps.append(steps_of(self.out))
         assert steps[0] == steps[1] == steps[2]
 
     def test_another_seed_changes_the_run(self):
         steps = []
         for seed in ("0", "1"):
-            train_min.main([*QUICK, "--seed", seed])
-            steps.append(json.loads((self.out / "metrics.json").read_text())["steps"])
+            train_min.main([*AGAIN, "--seed", seed])
+            steps.append(steps_of(self.out))
         assert steps[0] != steps[1]
 
     def test_tensorboard_when_asked(self):
@@ -334,11 +334,24 @@ class TestRuns:
         assert "times: a word that is mostly outside its picture" in capsys.readouterr().out
 
     def test_many_pictures_that_cannot_be_read_are_summed_up(self, capsys):
+        data_stub.write_synthtext("st", 100, seed=0, size=64)
+        for k in range(8):
+            data_stub.Path(f"st/1/picture_{k}.jpg").unlink()
+        train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "90", "--batch", "30"])
+        out = capsys.readouterr().out
+        assert (
+            "skipped as well: 3 other pictures" in out and " skipped=9 " in out
+        )  # one of them twice
+
+    def test_more_than_a_share_of_broken_pictures_is_an_error(self):
         data_stub.write_synthtext("st", 40, seed=0, size=64)
         for k in range(8):
             data_stub.Path(f"st/1/picture_{k}.jpg").unlink()
-        train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "72"])
-        assert "skipped as well: 3 other pictures" in capsys.readouterr().out
+        message = (
+            r"error: synthtext:st: \d+ of \d+ pictures cannot be read, wanted at most 10%; .*st"
+        )
+        with pytest.raises(SystemExit, match=message):
+            train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "72"])
 
     def test_trains_on_synthtext_with_all_characters_at_another_size(self, capsys):
         data_stub.write_synthtext("st", 40, seed=0, size=128)
@@ -377,13 +390,14 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [(["--batch", "1"], "--batch: got 1, wanted at least 2"),
+        [(["--batch", "1"], "--batch: got '1', wanted a whole number of at least 2"),
          (["--samples", "4"], "--samples: got 4, wanted at least one batch of 8"),
-         (["--lr", "0"], "--lr must be above 0"), (["--lr", "fast"], "invalid float value: 'fast'"),
+         (["--lr", "0"], "--lr: got '0', wanted a number above 0"),
+         (["--lr", "fast"], "--lr: got 'fast', wanted a number above 0"),
          (["--preset", "huge"], "invalid choice: 'huge'"), (["--bacth", "8"], "--bacth"),
-         (["--eval", "1"], "--eval: got 1, wanted at least 2"),
-         (["--seed", "-1"], "--seed: got -1, wanted at least 0"),
-         (["--seed", str(2**63)], "wanted less than 2**63"),
+         (["--eval", "1"], "--eval: got '1', wanted a whole number of at least 2"),
+         (["--seed", "-1"], "--seed: got '-1', wanted a whole number of at least 0"),
+         (["--seed", str(2**63)], "and below 9223372036854775808"),
          (["--backbone", "vgg"], "invalid choice: 'vgg'"),
          (["--device", "tpu"], "invalid choice: 'tpu'")],
     )  # fmt: skip
@@ -402,5 +416,9 @@ class TestRuns:
         with pytest.raises(SystemExit):
             train_min.main(["--help"])
         text = " ".join(capsys.readouterr().out.split())
-        for shown in ("pictures a step, at least 2 (default: 64)", "(default: synth)", "--warmup"):
+        for shown in (
+            "pictures a step, in all processes together (default: 64)",
+            "(default: synth)",
+            "--warmup",
+        ):
             assert shown in text

@@ -1,0 +1,479 @@
+"""Runs that are stopped, killed, resumed, broken: in processes of their own, for real."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data_stub
+import train_min
+import vlpt
+from experiments import run_min
+
+ROOT = Path(__file__).parent.parent
+RUN = ["--batch", "8", "--eval", "8", "--workers", "0", "--name", "t"]
+FORKS = multiprocessing.get_context("forkserver")  # a process for each run, without its imports
+FORKS.set_forkserver_preload(["train_min"])
+os.environ["PYTHONPATH"] = str(ROOT)
+
+
+def child(argv, folder, fault):
+    """What the process of a run does: its output goes to a file, its children are its group's."""
+    os.setsid()
+    os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # for its workers, as without a server
+    file = os.open("output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    torch.set_num_threads(1)
+    if fault:
+        fault()
+    train_min.main(argv)
+
+
+class Run:
+    """A run in a process of its own."""
+
+    def __init__(self, folder, *argv, fault=None):
+        self.folder, self.log = folder, folder / "runs" / "t" / "log.jsonl"
+        self.output = folder / "output.txt"
+        self.output.unlink(missing_ok=True)
+        self.process = FORKS.Process(target=child, args=([*RUN, *argv], folder, fault))
+        self.process.start()
+
+    def steps(self):
+        text = self.log.read_text() if self.log.exists() else ""
+        return text.count('"step", "samples"')
+
+    def until(self, steps):
+        """Wait until the run has logged so many steps."""
+        while self.steps() < steps:
+            assert self.process.is_alive(), self.output.read_text()
+            time.sleep(0.005)
+        return self
+
+    def send(self, number):
+        os.killpg(self.process.pid, number)
+        return self
+
+    def end(self, code, quiet=True):
+        self.process.join(120)
+        told = self.output.read_text()
+        assert self.process.exitcode == code, told
+        assert not quiet or "Traceback" not in told, told
+        return told
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(folder, name="t", file="checkpoint.pt"):
+    return torch.load(folder / "runs" / name / file, weights_only=True)
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same bits: weights, statistics, the optimiser's moments."""
+    states = [[*x["state_dict"].values()] for x in (a, b)]
+    for state, x in zip(states, (a, b), strict=True):
+        state += [v for s in x["optimizer"]["state"].values() for v in s.values()]
+    return all(torch.equal(x, y) for x, y in zip(*states, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 20 steps that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    Run(folder, "--samples", "160").end(0)
+    return folder
+
+
+LONG = ("--samples", "160")
+
+
+class TestResume:
+    @pytest.mark.parametrize("workers", ["0", "2"])
+    def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+        self, workers, whole, tmp_path
+    ):
+        options, draw = [*LONG, "--workers", workers], random.Random(int(workers))
+        at = sorted(draw.sample(range(1, 20), 3))  # between checkpoints, at one, before the first
+        run = Run(tmp_path, *options)
+        for steps in at:
+            run.until(steps).send(signal.SIGKILL).process.join()
+            run = Run(tmp_path, *options, "--resume")
+        assert "resumed after" in run.end(0)
+        assert same(weights(whole), weights(tmp_path))
+        names = ("metrics.json", "log.jsonl")
+        ours, theirs = ([(f / "runs/t" / n).read_text() for n in names] for f in (tmp_path, whole))
+        results = [json.loads(x[0])["result"] for x in (ours, theirs)]
+        for result in results:
+            del result["seconds"], result["wait"]
+        assert results[0] == results[1]
+        rows = [[r for r in map(json.loads, x[1].splitlines()) if r["kind"] == "step"]
+                for x in (ours, theirs)]  # fmt: skip
+        assert rows[0] == rows[1]
+
+    @pytest.mark.parametrize("place", ["half of the file", "between the two renames"])
+    def test_killed_while_a_checkpoint_is_written(self, place, whole, tmp_path):
+        fault = die_in_half_a_file if place.startswith("half") else die_between_renames
+        Run(tmp_path, *LONG, fault=fault).end(-signal.SIGKILL)
+        train_min.main([*RUN, *LONG, "--resume"])
+        assert same(weights(whole), weights(tmp_path))
+
+    def test_the_options_of_the_start_need_not_be_repeated(self, whole, tmp_path):
+        Run(tmp_path, *LONG).until(5).send(signal.SIGTERM).end(143)
+        train_min.main(["--name", "t", "--resume"])
+        assert same(weights(whole), weights(tmp_path))
+
+    def test_replay_repeats_a_run(self, whole, tmp_path):
+        train_min.main(["--replay", str(whole / "runs/t"), "--name", "again"])
+        assert same(weights(whole), weights(tmp_path, "again"))
+        train_min.main(["--replay", "runs/again"])
+        assert same(weights(whole), weights(tmp_path, "again-replay"))
+
+    def test_options_that_contradict_are_named_one_by_one(self, whole, monkeypatch):
+        monkeypatch.chdir(whole)
+        with pytest.raises(SystemExit) as stop:
+            train_min.main([*RUN, "--resume", "--lr", "0.5", "--batch", "4", "--workers", "1"])
+        assert str(stop.value).endswith(
+            "contradict the earlier run's: --batch: got 4, wanted 8 as there; "
+            "--lr: got 0.5, wanted 0.001 as there"
+        )
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [("cut", "not a readable checkpoint"), ("foreign", "not a checkpoint of train_min.py"),
+         ("other sizes", "not a checkpoint of this run's model"), ("evil", "not a readable")],
+    )  # fmt: skip
+    def test_a_damaged_or_foreign_checkpoint_is_refused_and_the_one_before_offered(
+        self, content, told, whole, tmp_path
+    ):
+        out = tmp_path / "runs" / "t"
+        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+        path, held = out / "checkpoint.pt", weights(tmp_path)
+        if content == "cut":
+            path.write_bytes(path.read_bytes()[:100_000])
+        elif content == "foreign":
+            torch.save({"state_dict": held["state_dict"]}, path)
+        elif content == "other sizes":
+            held["state_dict"]["head.bias"] = torch.zeros(3)
+            torch.save(held, path)
+        else:
+            torch.save(held | {"step": Evil()}, path)
+        with pytest.raises(SystemExit) as stop:
+            train_min.main(["--name", "t", "--resume"])
+        assert f"checkpoint.pt: {told}" in str(stop.value)
+        assert str(stop.value).endswith("; the one before it: --resume previous")
+        assert not Path("owned").exists()
+        train_min.main(["--name", "t", "--resume", "previous"])
+        assert same(weights(whole), weights(tmp_path))
+
+    def test_a_damaged_log_is_named_with_its_line(self, tmp_path):
+        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+        log = Path("runs/t/log.jsonl")
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join([*lines[:2], "what?\n", *lines[3:]]))
+        with pytest.raises(SystemExit, match=r"log.jsonl:3: got 'what\?', wanted a line of this"):
+            train_min.main(["--name", "t", "--resume"])
+        assert "what?" in log.read_text()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [(["--resume"], "runs/t: got no run.json there, wanted the folder of a run"),
+         (["--replay", "runs"], "runs: got no run.json there"),
+         (["--resume", "first"], r"--resume: invalid choice: 'first'"),
+         (["--resume", "--overwrite"], "--resume: got --overwrite or --replay as well")],
+    )  # fmt: skip
+    def test_nothing_to_go_on_from(self, options, message, tmp_path):
+        told = Run(tmp_path, *options).process
+        told.join()
+        assert told.exitcode in (1, 2)
+        line = (tmp_path / "output.txt").read_text()
+        assert message in line and line.count("\n") == 1
+        assert not (tmp_path / "runs" / "t").exists()
+
+
+def die_in_half_a_file():
+    """The process kills itself when half of its second checkpoint is in the file."""
+    save, sync, seen = run_min.write, os.fsync, []
+
+    def write(path, content, keep=None):
+        seen.append(path.name)
+        if seen.count("checkpoint.pt") == 2:
+            os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+            save(path, content[: len(content) // 2], keep)
+        save(path, content, keep)
+
+    run_min.write, os.fsync = write, sync
+
+
+def die_between_renames():
+    """The process kills itself when the old checkpoint has its new name and the new one has not."""
+    replace = Path.replace
+
+    def second(self, target):
+        if self.name == "checkpoint.pt.part" and Path(target).with_name(
+            "checkpoint.previous.pt"
+        ).exists():  # fmt: skip
+            assert not Path(target).exists()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = second
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("owned", "w"))
+
+
+class TestFaults:
+    @pytest.mark.parametrize("workers", ["0", "2"])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_to_all_its_processes_saves_and_ends(self, number, workers, whole, tmp_path):
+        run = Run(tmp_path, *LONG, "--workers", workers)
+        told = run.until(4).send(number).end(128 + number)
+        assert "stopping after this step" in told and "saved in runs/t/; --resume goes on" in told
+        done = weights(tmp_path)["step"]
+        assert 4 <= done < 20
+        if number == signal.SIGINT:
+            train_min.main([*RUN, *LONG, "--resume"])
+            assert same(weights(whole), weights(tmp_path))
+
+    def test_a_second_signal_ends_at_once(self, tmp_path):
+        run = Run(tmp_path, *LONG, fault=slow_steps).until(1).send(signal.SIGINT)
+        while "once more" not in run.output.read_text():
+            time.sleep(0.01)
+        began = time.monotonic()
+        run.send(signal.SIGINT).end(130)
+        assert time.monotonic() - began < 2
+        assert not Path("runs/t/checkpoint.pt").exists()
+
+    def test_a_worker_that_is_killed_is_told_and_the_run_goes_on_later(self, whole, tmp_path):
+        run = Run(tmp_path, *LONG, "--workers", "1").until(5)
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+        if not children.exists():
+            pytest.skip("needs Linux's /proc to find the worker")
+        for number in children.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+        told = run.end(1, quiet=False)  # other workers may complain
+        assert "error: DataLoader worker" in told
+        assert "--resume goes on from the last checkpoint" in told
+        train_min.main([*RUN, *LONG, "--resume"])
+        assert same(weights(whole), weights(tmp_path))
+
+    @pytest.mark.parametrize("how", ["a small disk", "a limit on files"])
+    def test_a_full_disk_while_saving_leaves_the_checkpoint_before(self, how, whole, tmp_path):
+        size = (whole / "runs/t/checkpoint.pt").stat().st_size
+        Path("runs").mkdir()
+        if how == "a small disk":
+            limit = f"size={int(2.5 * size) // 4096 * 4096}"
+            mount = ["mount", "-t", "tmpfs", "-o", limit, "none", str(tmp_path / "runs")]
+            if subprocess.run(mount, capture_output=True).returncode:
+                pytest.skip("needs the right to mount a small disk")
+        try:
+            fault = None if how == "a small disk" else small_files
+            told = Run(tmp_path, *LONG, fault=fault).end(1)
+            reason = "No space left on device" if fault is None else "File too large"
+            assert f"cannot write runs/t/checkpoint.pt: {reason}; what was there is intact" in told
+            assert {"checkpoint.pt", "run.json"} <= {p.name for p in Path("runs/t").iterdir()}
+            assert not list(Path("runs/t").glob("*.part"))
+            step = weights(tmp_path)["step"]
+            assert step in (2, 4)  # the last one whole
+            if fault is not None:
+                train_min.main([*RUN, *LONG, "--resume"])
+                assert same(weights(whole), weights(tmp_path))
+        finally:
+            if how == "a small disk":
+                subprocess.run(["umount", str(tmp_path / "runs")], check=True)
+
+    def test_a_folder_that_cannot_be_written_is_one_line(self, tmp_path):
+        Path("runs").mkdir(mode=0o555)
+        tmp_path.chmod(0o777)
+        told = Run(tmp_path, *LONG, fault=nobody if os.geteuid() == 0 else None).end(1)
+        assert "Permission denied: 'runs/t'" in told and "error:" in told
+
+    def test_a_folder_that_exists_is_never_replaced_unasked(self, whole, tmp_path, capsys):
+        Path("runs/t").mkdir(parents=True)
+        Path("runs/t/thesis.txt").write_text("mine")
+        message = "runs/t: exists; wanted --resume, --overwrite or another --name"
+        with pytest.raises(SystemExit, match=message):
+            train_min.main([*RUN, *LONG])
+        train_min.main([*RUN, "--samples", "8", "--overwrite"])
+        assert Path("runs/t/thesis.txt").read_text() == "mine"
+        train_min.main([*RUN, *LONG, "--overwrite"])
+        assert same(weights(whole), weights(tmp_path))
+        assert "resumed" not in capsys.readouterr().out
+
+    def test_a_picture_broken_in_the_middle_is_replaced_by_the_next(self, tmp_path, capsys):
+        data_stub.write_synthtext("st", 100, seed=0, size=64)
+        source = data_stub.SynthText("st")
+        data = data_stub.Pretraining(source, vlpt.Alphabet(), 64, 0)
+        Path("st", source.name(data.index(20))).write_bytes(b"broken")
+        item = train_min.Unbroken(data)[20]
+        assert len(item) == 2 and "not a readable picture" in item[0]
+        assert item[1][0].equal(data[21][0])
+        train_min.main([*RUN, "--data", "synthtext:st", "--samples", "80"])
+        out = capsys.readouterr().out
+        assert "skipped 1 times: " in out and " skipped=1 " in out
+        rows = [json.loads(line) for line in Path("runs/t/log.jsonl").read_text().splitlines()]
+        assert [row["samples"] for row in rows if row["kind"] == "skipped"] == [24]
+
+
+def slow_steps():
+    step = train_min.train_step
+    train_min.train_step = lambda *a: (time.sleep(3) if Path("runs/t/log.jsonl").stat().st_size
+                                       else None, step(*a))[1]  # fmt: skip
+
+
+def small_files():
+    """From the second checkpoint on, files may be no larger than half of it."""
+    save = run_min.save_checkpoint
+
+    def limited(out, *rest):
+        if (out / "checkpoint.pt").exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+        save(out, *rest)
+
+    train_min.save_checkpoint = limited
+
+
+def nobody():
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+class TestNumerics:
+    @pytest.fixture(autouse=True)
+    def undefined_now_and_then(self, monkeypatch):
+        """The loss is undefined in the steps named."""
+        self.bad, count, loss = {3, 5}, [0], vlpt.char_loss
+
+        def now_and_then(logits, targets):
+            count[0] += logits.requires_grad
+            return loss(logits, targets) * (float("nan") if count[0] in self.bad else 1.0)
+
+        monkeypatch.setattr(vlpt, "char_loss", now_and_then)
+
+    def test_an_undefined_loss_stops_and_says_what_led_to_it(self):
+        with pytest.raises(SystemExit) as stop:
+            train_min.main([*RUN, "--samples", "64"])
+        assert "char nan" in str(stop.value) and "a smaller --lr may help" in str(stop.value)
+        told = json.loads(Path("runs/t/nonfinite.json").read_text())
+        assert (told["step"], told["samples"], told["char"]) == (3, 24, "nan")
+        assert float(told["scale"]) > 1 and float(told["contrastive"]) > 0
+        assert len(told["pictures"]) == 8 and len(set(told["pictures"])) == 8
+        held = torch.load("runs/t/checkpoint.pt", weights_only=True)
+        assert held["step"] == 2
+        assert all(value.isfinite().all() for value in held["state_dict"].values())
+
+    def test_as_many_as_allowed_are_left_out_and_counted(self, capsys):
+        train_min.main([*RUN, "--samples", "64", "--skip-nonfinite", "2"])
+        assert " nonfinite=2 " in capsys.readouterr().out
+        steps = [json.loads(line) for line in Path("runs/t/log.jsonl").read_text().splitlines()]
+        assert [r["samples"] for r in steps if r["kind"] == "nonfinite"] == [24, 40]
+        assert len([r for r in steps if r["kind"] == "step"]) == 6
+        held = torch.load("runs/t/checkpoint.pt", weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in held.values())
+
+    def test_one_more_than_allowed_stops(self):
+        with pytest.raises(SystemExit, match="char nan"):
+            train_min.main([*RUN, "--samples", "64", "--skip-nonfinite", "1"])
+        assert json.loads(Path("runs/t/nonfinite.json").read_text())["step"] == 5
+
+    def test_the_scale_is_capped_in_the_parameter_and_can_return(self):
+        self.bad = set()
+        model = vlpt.VLPT(vlpt.TINY)
+        with torch.no_grad():
+            model.log_scale.fill_(9.0)
+        ids = torch.stack([vlpt.Alphabet("0123456789").encode([str(k) * 3]) for k in range(8)])
+        images = torch.randint(0, 255, (8, 3, 64, 64), dtype=torch.uint8)
+        batch = images, *vlpt.mask_one_char(ids)
+        optimizer = train_min.make_optimizer(model, 1e-2, 0.0)
+        assert train_min.train_step(model, optimizer, *batch)["scale"] > 100  # as it was
+        assert model.log_scale.exp() <= 100
+        scales = [train_min.train_step(model, optimizer, *batch)["scale"] for _ in range(3)]
+        assert scales[0] > 99.99 and scales[-1] < 99
+
+
+class TestManyProcesses:
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_loss_gradient_and_evaluation_are_those_of_one_process(self, count, tmp_path):
+        out = torchrun(count, str(ROOT / "tests" / "of_many.py"))
+        assert out.returncode == 0, out.stderr
+        for case, figures in json.loads(Path("of_many.json").read_text()).items():
+            assert figures["loss"] < 1e-12 and figures["gradient"] < 1e-9, (case, figures)
+            assert figures["largest"] > 1e-3  # the gradient that they agree on is one
+            assert figures["evaluation"]
+
+    def test_two_processes_train_and_one_of_them_writes(self):
+        out = torchrun(2, str(ROOT / "train_min.py"), *RUN, "--samples", "80")
+        assert out.returncode == 0, out.stderr
+        assert out.stdout.count("RESULT") == 1 and "in each of 2 processes" in out.stdout
+        assert json.loads(Path("runs/t/run.json").read_text())["processes"] == 2
+        rows = [json.loads(line) for line in Path("runs/t/log.jsonl").read_text().splitlines()]
+        assert [r["samples"] for r in rows if r["kind"] == "step"] == list(range(8, 81, 8))
+        assert [r["pictures"] for r in rows if r["kind"] == "evaluation"] == [8] * 10
+        first = weights(Path())
+        out = torchrun(2, str(ROOT / "train_min.py"), "--name", "t", "--resume", "previous")
+        assert out.returncode == 0 and same(first, weights(Path())), out.stderr
+
+    def test_a_process_that_fails_ends_all_with_its_error(self):
+        data_stub.write_synthtext("st", 40, seed=0, size=64)
+        for k in range(0, 36, 3):
+            Path(f"st/1/picture_{k}.jpg").unlink()
+        began = time.monotonic()
+        out = torchrun(2, str(ROOT / "train_min.py"), *RUN, "--samples", "800",
+                       "--data", "synthtext:st")  # fmt: skip
+        assert out.returncode != 0 and "pictures cannot be read" in out.stderr
+        assert "process 0: error" in out.stderr or "process 1: error" in out.stderr
+        assert time.monotonic() - began < 90
+
+    def test_a_batch_that_cannot_be_shared_is_one_line(self):
+        out = torchrun(3, str(ROOT / "train_min.py"), *RUN)
+        assert "error: --batch: got 8, wanted a multiple of 3 processes" in out.stderr
+
+
+def torchrun(count, *argv):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(count), *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+OPTIONS = [action.option_strings[-1] for action in train_min.make_parser()._actions
+           if action.option_strings[-1] != "--help"]  # fmt: skip
+WORDS = st.one_of(
+    st.sampled_from([*OPTIONS, "tiny", "synth", "jsonl:x", "synthtext:", "icdar2015:.", "nan", "0",
+                     "-1", "1e400", "8", "99999999999999999999", "ascii", "..", "", "é\0"]),
+    st.text(max_size=5), st.integers().map(str), st.floats().map(str))  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.one_of(WORDS, st.tuples(st.sampled_from(OPTIONS), WORDS)), max_size=5))
+def test_no_command_line_gives_a_stack_trace(words):
+    flat = [w for word in words for w in ([word] if isinstance(word, str) else word)]
+
+    def never(*_):
+        raise ValueError("would train")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_min, "fit", never)
+        patch.setattr(train_min, "open_folder", never)
+        with pytest.raises(SystemExit) as stop:
+            train_min.main(flat)
+    assert stop.value.code == 0 or stop.value.code == 2 or "error: " in str(stop.value.code)
