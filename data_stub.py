@@ -62,6 +62,9 @@ salon barber beauty nails repair service tools paint supply electric phone compu
 photo studio gallery art craft wine beer spirits the and for with from your our all day""".split()
 
 
+Box = tuple[int, int, int, int]  # whole pixels: left, top, right, bottom
+
+
 class Sample(NamedTuple):
     """One picture of any source."""
 
@@ -154,19 +157,20 @@ def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
         elif kind == "pseudo":  # consonants and vowels in turn
             halves = [c for c in letters if c not in "aeiou"], [c for c in letters if c in "aeiou"]
             start = rng.integers(2)
-            word = "".join(rng.choice(halves[(start + k) % 2] or letters) for k in range(length))
+            turns = (halves[(start + k) % 2] or letters for k in range(length))
+            word = "".join(turn[rng.integers(len(turn))] for turn in turns)
         else:
-            word = "".join(rng.choice(digits if kind == "number" else list(scene.alphabet), length))
+            chars = digits if kind == "number" else scene.alphabet
+            word = "".join(chars[k] for k in rng.integers(len(chars), size=length))
         if kind in ("list", "pseudo"):
             word = (word, word.upper(), word.title())[rng.integers(3)]
         if set(word) <= set(scene.alphabet) and split_of(word) == split:
             return word
 
 
-def merge(planes: Iterable[np.ndarray]) -> Image.Image:
-    """An RGB picture from three float planes of 0..255; one by one is faster than (H, W, 3)."""
-    bands = (Image.fromarray(plane.clip(0, 255).astype(np.uint8)) for plane in planes)
-    return Image.merge("RGB", tuple(bands))
+def merge(planes: Iterable[np.ndarray]) -> np.ndarray:
+    """(H, W, 3) uint8 of three float planes; one by one is faster than all in one array."""
+    return np.stack([plane.clip(0, 255).astype(np.uint8) for plane in planes], -1)
 
 
 def background(rng: np.random.Generator, size: int, clutter: float) -> Image.Image:
@@ -179,12 +183,13 @@ def background(rng: np.random.Generator, size: int, clutter: float) -> Image.Ima
         grown = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
         texture += np.asarray(grown) * np.float32(rng.uniform(2, 16) * clutter)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    image = merge(
+    planes = (
         texture * np.float32(tint[c])
         + (ramp * np.float32(slope[0, c]))[:, None]
         + (ramp * np.float32(slope[1, c]) + np.float32(base[c]))
         for c in range(3)
     )
+    image = Image.fromarray(merge(planes))
     draw = ImageDraw.Draw(image, "RGBA")
     for _ in range(rng.poisson(3 * clutter)):
         color = (*rng.integers(0, 256, 3).tolist(), int(rng.integers(60, 200)))
@@ -203,7 +208,7 @@ def background(rng: np.random.Generator, size: int, clutter: float) -> Image.Ima
 
 def homography(width: float, height: float, quad: np.ndarray) -> np.ndarray:
     """The 3x3 matrix that maps the corners of a width x height box to a quad, in closed form."""
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = quad
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = quad.tolist()
     sx, sy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
     dx1, dy1, dx2, dy2 = x1 - x2, y1 - y2, x3 - x2, y3 - y2
     det = dx1 * dy2 - dx2 * dy1
@@ -215,7 +220,7 @@ def homography(width: float, height: float, quad: np.ndarray) -> np.ndarray:
 
 def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Map (P, 2) points by a homography."""
-    mapped = np.c_[points, np.ones(len(points))] @ matrix.T
+    mapped = points @ matrix[:, :2].T + matrix[:, 2]
     return mapped[:, :2] / mapped[:, 2:]
 
 
@@ -223,75 +228,68 @@ def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndar
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float)
 
 
-def luminance(rgb: np.ndarray) -> np.ndarray:
-    return rgb @ np.array([0.299, 0.587, 0.114])
+def luminance(color: Sequence[int]) -> float:
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
 def find_room(
-    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, taken: np.ndarray
-) -> tuple[np.ndarray, float] | None:
-    """A tilted quad of about a (width, height) box on free ground, and its scale; None if full."""
-    size = len(taken)
+    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[Box]
+) -> tuple[np.ndarray, Box, float] | None:
+    """A tilted quad of about a (width, height) box on free ground, the whole pixels around it,
+    and its scale; None if the picture is full.
+    """
     scale = min(1.0, 0.95 * size / shape[0], 0.95 * size / shape[1])
     for _ in range(12):
         quad = box_corners(-0.5, -0.5, 0.5, 0.5) * (1 + rng.uniform(-0.1, 0.1, (4, 2)))
         quad *= np.multiply(shape, scale)
-        angle = np.deg2rad(np.clip(rng.normal(0, scene.tilt / 2), -scene.tilt, scene.tilt))
-        quad = quad @ [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
-        room = size - np.ptp(quad, axis=0)
+        angle = math.radians(max(-scene.tilt, min(scene.tilt, rng.normal(0, scene.tilt / 2))))
+        cos, sin = math.cos(angle), math.sin(angle)
+        quad = quad @ np.array([[cos, sin], [-sin, cos]])
+        low = quad.min(0)
+        room = size - (quad.max(0) - low)
         if room.min() > 0:
-            quad += rng.uniform(0, room) - quad.min(0)
-            (x0, y0), (x1, y1) = bounds(quad)
-            if not taken[y0:y1, x0:x1].any():
-                return quad, scale
+            quad += rng.random(2) * room - low
+            x0, y0 = map(math.floor, quad.min(0).tolist())
+            x1, y1 = map(math.ceil, quad.max(0).tolist())
+            if all(x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0 for u0, v0, u1, v1 in taken):
+                return quad, (x0, y0, x1, y1), scale
         scale *= 0.93
     return None
-
-
-def bounds(quad: np.ndarray) -> np.ndarray:
-    """The whole-pixel box ((x0, y0), (x1, y1)) around a quad."""
-    return np.array([np.floor(quad.min(0)), np.ceil(quad.max(0))]).astype(int)
 
 
 def contrasting(rng: np.random.Generator, ground: float) -> tuple[int, int, int]:
     """A random colour whose luminance is far from the ground's."""
     for _ in range(8):
-        color = rng.integers(0, 256, 3)
+        color = tuple(rng.integers(0, 256, 3).tolist())
         if abs(luminance(color) - ground) > 100:
-            return tuple(color.tolist())
+            return color
     return (0, 0, 0) if ground > 127 else (255, 255, 255)
 
 
 def paint(
-    rng: np.random.Generator,
-    word: str,
-    font: ImageFont.FreeTypeFont,
-    margin: tuple[int, int],
-    ground: float,
-    plated: bool,
-) -> tuple[Image.Image, Image.Image]:
-    """A word with plate, shadow, outline (RGBA), and its ink alone (L), for a ground so light."""
-    (pad, stroke), (left, top, right, bottom) = margin, font.getbbox(word)
-    shape, at = (int(right - left) + 2 * pad, int(bottom - top) + 2 * pad), (pad - left, pad - top)
-    patch, ink = Image.new("RGBA", shape), Image.new("L", shape)
-    draw = ImageDraw.Draw(patch)
+    rng: np.random.Generator, ink: Image.Image, outline: Image.Image | None, pad: int,
+    ground: float, plated: bool,
+) -> Image.Image:  # fmt: skip
+    """The word of a mask (L) with plate, shadow and outline (RGBA), for a ground so light."""
+    patch = Image.new("RGBA", ink.size)
     if plated:
         plate = tuple(rng.integers(0, 256, 3).tolist())
-        ground = float(luminance(np.array(plate)))
-        corner = int(rng.integers(0, pad + 1))
-        draw.rounded_rectangle((0, 0, shape[0] - 1, shape[1] - 1), corner, fill=plate)
+        ground, corner = luminance(plate), int(rng.integers(0, pad + 1))
+        box = (0, 0, ink.width - 1, ink.height - 1)
+        ImageDraw.Draw(patch).rounded_rectangle(box, corner, fill=plate)
     if rng.random() < 0.2:
-        shift = rng.integers(1, 2 + shape[1] // 16, 2)
-        draw.text((at[0] + shift[0], at[1] + shift[1]), word, font=font, fill=(0, 0, 0, 110))
+        shift = rng.integers(1, 2 + ink.height // 16, 2).tolist()
+        patch.paste((0, 0, 0, 110), tuple(shift), ink)
     color = contrasting(rng, ground)
-    edge = contrasting(rng, float(luminance(np.array(color))))
-    draw.text(at, word, font=font, fill=color, stroke_width=stroke, stroke_fill=edge)
-    ImageDraw.Draw(ink).text(at, word, font=font, fill=255)
-    return patch, ink
+    edge = contrasting(rng, luminance(color))
+    if outline:
+        patch.paste((*edge, 255), mask=outline)
+    patch.paste((*color, 255), mask=ink)
+    return patch
 
 
 def place_word(
-    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: np.ndarray
+    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: list[Box]
 ) -> np.ndarray | None:
     """Draw a word into the image where no other is: its quad (4, 2), or None for lack of room.
 
@@ -303,32 +301,35 @@ def place_word(
     stroke = int(rng.integers(1, 2 + height // 12)) if rng.random() < 0.2 else 0
     pad = 2 + stroke + int(rng.integers(0, 1 + height // 4))
     shape = (int(right - left) + 2 * pad, int(bottom - top) + 2 * pad)
-    found = find_room(rng, shape, scene, taken)
-    if found is None or found[1] * (bottom - top) < 6:  # letters below 6 pixels are unreadable
+    found = find_room(rng, shape, scene, image.width, taken)
+    if found is None or found[2] * (bottom - top) < 6:  # letters below 6 pixels are unreadable
         return None
-    quad = found[0]
-    (x0, y0), (x1, y1) = bounds(quad)
+    quad, box, _ = found
+    under = image.crop(box)
     matrix = homography(*shape, quad)
-    inverse = np.linalg.inv(matrix) @ [[1, 0, x0], [0, 1, y0], [0, 0, 1]]
-    warp = (inverse / inverse[2, 2]).ravel()[:8].tolist()
-    under = image.crop((x0, y0, x1, y1))
+    inverse = np.linalg.inv(matrix) @ [[1, 0, box[0]], [0, 1, box[1]], [0, 0, 1]]
+    warp = (under.size, Image.Transform.PERSPECTIVE,
+            (inverse / inverse[2, 2]).ravel()[:8].tolist(), Image.Resampling.BILINEAR)  # fmt: skip
+
+    def mask(stroke: int) -> Image.Image:
+        letters = Image.new("L", shape)
+        at = (pad - left, pad - top)
+        ImageDraw.Draw(letters).text(at, word, 255, font, stroke_width=stroke)
+        return letters
+
+    ink, outline = mask(0), mask(stroke) if stroke else None
+    inked = np.asarray(ink.transform(*warp)) > 128
     ground = float(np.asarray(under.convert("L")).mean())
     for attempt in range(4):
         plated = rng.random() < 0.3 or attempt > 1  # a busy ground gets a plate in the end
-        layers = paint(rng, word, font, (pad, stroke), ground, plated)
-        patch, ink = (
-            layer.transform(
-                under.size, Image.Transform.PERSPECTIVE, warp, Image.Resampling.BILINEAR
-            )
-            for layer in layers
-        )
+        patch = paint(rng, ink, outline, pad, ground, plated).transform(*warp)
         result = under.copy()
-        result.paste(patch, mask=patch.getchannel("A"))
-        light, inked = np.asarray(result.convert("L")), np.asarray(ink) > 128
+        result.paste(patch, mask=patch)
+        light = np.asarray(result.convert("L"))
         if inked.any() and abs(light[inked].mean() - light[~inked].mean()) > 50:
             break  # readable as composed, not only as planned
-    image.paste(result, (int(x0), int(y0)))
-    taken[y0:y1, x0:x1] = True
+    image.paste(result, box[:2])
+    taken.append(box)
     return apply(matrix, box_corners(pad, pad, shape[0] - pad, shape[1] - pad))
 
 
@@ -342,8 +343,7 @@ def finish(rng: np.random.Generator, image: Image.Image, clutter: float) -> np.n
     light = 1 + rng.normal(0, 0.1 * clutter) + tilt[0] * ramp[:, None] + tilt[1] * ramp
     light = light.astype(np.float32)
     noise = rng.standard_normal((size, size), np.float32) * np.float32(rng.uniform(0, 8 * clutter))
-    planes = (np.asarray(band, np.float32) * light + noise for band in image.split())
-    return np.asarray(merge(planes))
+    return merge(np.asarray(band) * light + noise for band in image.split())
 
 
 def render(
@@ -358,8 +358,7 @@ def render(
     """
     rng = np.random.default_rng([seed, index, SPLITS.index(split)])
     image = background(rng, size, scene.clutter)
-    taken = np.zeros((size, size), bool)
-    words, quads = [], []
+    words, quads, taken = [], [], []
     wanted = int(rng.integers(scene.words[0], scene.words[1] + 1))
     while not words:  # a long word in a wide font may find no room: then another one
         for _ in range(wanted):
