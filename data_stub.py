@@ -168,9 +168,32 @@ def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
             return word
 
 
-def merge(planes: Iterable[np.ndarray]) -> np.ndarray:
-    """(H, W, 3) uint8 of three float planes; one by one is faster than all in one array."""
-    return np.stack([plane.clip(0, 255).astype(np.uint8) for plane in planes], -1)
+def merge(planes: Iterable[np.ndarray]) -> Image.Image:
+    """An RGB picture from three float planes of 0..255; one by one is faster than (H, W, 3)."""
+    bands = (Image.fromarray(plane.clip(0, 255).astype(np.uint8)) for plane in planes)
+    return Image.merge("RGB", tuple(bands))
+
+
+@lru_cache(maxsize=4)
+def ramp(size: int) -> np.ndarray:
+    return np.linspace(-1, 1, size, dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def bicubic(cells: int, size: int) -> np.ndarray:
+    """The (size, cells) matrix that enlarges a column as Pillow's BICUBIC does."""
+    away = abs((np.arange(size)[:, None] + 0.5) * cells / size - 0.5 - np.arange(cells))
+    near, far = (1.5 * away - 2.5) * away**2 + 1, ((2.5 - 0.5 * away) * away - 4) * away + 2
+    weights = np.where(away < 1, near, np.where(away < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def enlarge(noise: np.ndarray, size: int) -> np.ndarray:
+    """A square of float32 at another size; from few cells by matrices, as that is faster."""
+    if len(noise) > 16:
+        return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
+    weights = bicubic(len(noise), size)
+    return (weights @ (noise @ weights.T).astype(np.float32)).astype(np.float32)
 
 
 def background(rng: np.random.Generator, size: int, clutter: float) -> Image.Image:
@@ -180,16 +203,13 @@ def background(rng: np.random.Generator, size: int, clutter: float) -> Image.Ima
     texture = np.zeros((size, size), np.float32)
     for cells in (4, 16, size // 2):
         noise = rng.standard_normal((cells, cells), np.float32)
-        grown = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
-        texture += np.asarray(grown) * np.float32(rng.uniform(2, 16) * clutter)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    planes = (
+        texture += enlarge(noise, size) * np.float32(rng.uniform(2, 16) * clutter)
+    image = merge(
         texture * np.float32(tint[c])
-        + (ramp * np.float32(slope[0, c]))[:, None]
-        + (ramp * np.float32(slope[1, c]) + np.float32(base[c]))
+        + (ramp(size) * np.float32(slope[0, c]))[:, None]
+        + (ramp(size) * np.float32(slope[1, c]) + np.float32(base[c]))
         for c in range(3)
     )
-    image = Image.fromarray(merge(planes))
     draw = ImageDraw.Draw(image, "RGBA")
     for _ in range(rng.poisson(3 * clutter)):
         color = (*rng.integers(0, 256, 3).tolist(), int(rng.integers(60, 200)))
@@ -238,15 +258,16 @@ def find_room(
     """A tilted quad of about a (width, height) box on free ground, the whole pixels around it,
     and its scale; None if the picture is full.
     """
-    scale = min(1.0, 0.95 * size / shape[0], 0.95 * size / shape[1])
+    width, height = shape
+    corners = box_corners(-width / 2, -height / 2, width / 2, height / 2)
+    scale = min(1.0, 0.95 * size / max(shape))
     for _ in range(12):
-        quad = box_corners(-0.5, -0.5, 0.5, 0.5) * (1 + rng.uniform(-0.1, 0.1, (4, 2)))
-        quad *= np.multiply(shape, scale)
+        quad = corners * scale * (1 + rng.uniform(-0.1, 0.1, (4, 2)))
         angle = math.radians(max(-scene.tilt, min(scene.tilt, rng.normal(0, scene.tilt / 2))))
         cos, sin = math.cos(angle), math.sin(angle)
         quad = quad @ np.array([[cos, sin], [-sin, cos]])
-        low = quad.min(0)
-        room = size - (quad.max(0) - low)
+        low, high = quad.min(0), quad.max(0)
+        room = size - (high - low)
         if room.min() > 0:
             quad += rng.random(2) * room - low
             x0, y0 = map(math.floor, quad.min(0).tolist())
@@ -335,15 +356,16 @@ def place_word(
 
 def finish(rng: np.random.Generator, image: Image.Image, clutter: float) -> np.ndarray:
     """Uneven light, blur and sensor noise over the whole picture."""
-    size = image.width
+    size, bands = image.width, image.split()
     if rng.random() < 0.3 * clutter:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.5 + size / 300)))
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 0.5 + size / 300))
+        bands = [band.filter(blur) for band in bands]
+    x, y = ramp(size), ramp(size)[:, None]
     tilt = rng.normal(0, 0.12 * clutter, 2)
-    light = 1 + rng.normal(0, 0.1 * clutter) + tilt[0] * ramp[:, None] + tilt[1] * ramp
+    light = 1 + rng.normal(0, 0.1 * clutter) + tilt[0] * y + tilt[1] * x
     light = light.astype(np.float32)
     noise = rng.standard_normal((size, size), np.float32) * np.float32(rng.uniform(0, 8 * clutter))
-    return merge(np.asarray(band) * light + noise for band in image.split())
+    return np.asarray(merge(np.asarray(band) * light + noise for band in bands))
 
 
 def render(
