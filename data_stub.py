@@ -63,9 +63,6 @@ salon barber beauty nails repair service tools paint supply electric phone compu
 photo studio gallery art craft wine beer spirits the and for with from your our all day""".split()
 
 
-Box = tuple[int, int, int, int]  # whole pixels: left, top, right, bottom
-
-
 class Sample(NamedTuple):
     """One picture of any source."""
 
@@ -254,10 +251,10 @@ def luminance(color: Sequence[float] | Tensor) -> float | Tensor:
 
 
 def find_room(
-    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[Box]
-) -> tuple[np.ndarray, Box, float] | None:
-    """A tilted quad of about a (width, height) box on free ground, the whole pixels around it,
-    and its scale; None if the picture is full.
+    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[tuple]
+) -> tuple[np.ndarray, tuple, float] | None:
+    """A tilted quad of about a (width, height) box on free ground, the box of whole pixels around
+    it (left, top, right, bottom), and its scale; None if the picture is full.
     """
     width, height = shape
     corners = box_corners(-width / 2, -height / 2, width / 2, height / 2)
@@ -311,7 +308,7 @@ def paint(
 
 
 def place_word(
-    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: list[Box]
+    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: list[tuple]
 ) -> np.ndarray | None:
     """Draw a word into the image where no other is: its quad (4, 2), or None for lack of room.
 
@@ -330,16 +327,13 @@ def place_word(
     under = image.crop(box)
     matrix = homography(*shape, quad - box[:2])
     inverse = np.linalg.inv(matrix)
-    warp = (under.size, Image.Transform.PERSPECTIVE,
-            (inverse / inverse[2, 2]).ravel()[:8].tolist(), Image.Resampling.BILINEAR)  # fmt: skip
-
-    def mask(stroke: int) -> Image.Image:
-        letters = Image.new("L", shape)
+    inverse = (inverse / inverse[2, 2]).ravel()[:8].tolist()
+    warp = under.size, Image.Transform.PERSPECTIVE, inverse, Image.Resampling.BILINEAR
+    ink, outline = Image.new("L", shape), Image.new("L", shape) if stroke else None
+    ImageDraw.Draw(ink).text((pad - left, pad - top), word, 255, font)
+    if outline:
         at = (pad - left, pad - top)
-        ImageDraw.Draw(letters).text(at, word, 255, font, stroke_width=stroke)
-        return letters
-
-    ink, outline = mask(0), mask(stroke) if stroke else None
+        ImageDraw.Draw(outline).text(at, word, 255, font, stroke_width=stroke)
     inked = np.asarray(ink.transform(*warp)) > 128
     ground = float(np.asarray(under.convert("L")).mean())
     for attempt in range(4):
@@ -790,13 +784,9 @@ def clip_quads(quads: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 
 
 def write_synthtext(
-    root: str | Path,
-    count: int,
-    seed: int,
-    size: int = 256,
-    scene: Scene = Scene(),
+    root: str | Path, count: int, seed: int, size: int = 256, scene: Scene = Scene(),
     distinct: int | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write `count` rendered pictures in SynthText's layout, for tests and trials.
 
     With `distinct`, only so many are rendered; the others are hard links with the same annotation,
@@ -991,10 +981,8 @@ class Pretraining(torch.utils.data.Dataset):
 
 def stretch(pixels: Tensor, size: int) -> Tensor:
     """(3, H, W) uint8 as a square (3, size, size), with antialiasing."""
-    shape, square = pixels.shape[1:], (size, size)
-    if shape != square:
-        pixels = F.interpolate(pixels[None], square, mode="bilinear", antialias=True)[0]
-    return pixels.contiguous()
+    pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)
+    return pixels[0].contiguous()
 
 
 def augment(
@@ -1010,8 +998,7 @@ def augment(
     if quads is not None:
         whole = np.array(pixels.shape[:0:-1])
         quads = quads.clip(0, whole)
-        corners = quads.reshape(-1, 2)
-        room = np.stack([corners.min(0), whole - corners.max(0)])
+        room = np.stack([quads.min((0, 1)), whole - quads.max((0, 1))])
         cut = rng.uniform(0, np.minimum(room, 0.15 * whole)).astype(int)
         (left, top), (right, bottom) = cut[0], whole - cut[1]
         pixels = pixels[:, top:bottom, left:right]
@@ -1087,9 +1074,8 @@ def check(spec: str) -> list[str]:
             lacks[OUTSIDE] += faults[OUTSIDE]
             found = count_learnable(sample.words, alphabet, faults) > 0
             usable += found
-            faults += Counter(
-                {"pictures without a usable word": not found, PARTLY: -faults[PARTLY]}
-            )
+            del faults[PARTLY]  # no fault of a picture
+            faults += Counter({"pictures without a usable word": not found})
             listed = ", ".join(f"{n:d} {what}" for what, n in faults.items())
             if faults:
                 worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
