@@ -134,17 +134,15 @@ class TestRender:
     def test_the_quad_is_where_the_word_is(self, monkeypatch):
         """With a solid block in place of the letters, the changed pixels fill the quad."""
 
-        def block(rng, word, font, margin, ground, plated):
-            (pad, _), (left, top, right, bottom) = margin, font.getbbox(word)
-            shape = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
-            ink = Image.new("L", shape)
-            ink.paste(255, (pad, pad, shape[0] - pad, shape[1] - pad))
-            return Image.merge("RGBA", (ink, ink, ink, ink)), ink
+        def block(rng, ink, outline, pad, ground, plated):
+            patch = Image.new("RGBA", ink.size)
+            patch.paste("white", (pad, pad, ink.width - pad, ink.height - pad))
+            return patch
 
         monkeypatch.setattr(ds, "paint", block)
         for seed in range(40):
             rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128))
-            quad = ds.place_word(rng, image, "H48H", ds.Scene(), np.zeros((128, 128), bool))
+            quad = ds.place_word(rng, image, "H48H", ds.Scene(), [])
             found = np.asarray(image)[..., 0] > 127
             inside = depth(quad, 128)
             assert found[inside > 1].all() and not found[inside < -1].any()  # to a pixel
@@ -645,17 +643,18 @@ class TestPretraining:
     @settings(max_examples=60, deadline=None, derandomize=True)
     @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
     @given(seed=st.integers(0, 2**31), shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),
-           at=st.tuples(st.floats(-0.1, 0.8), st.floats(-0.1, 0.8)))  # fmt: skip
+           at=st.tuples(st.floats(-0.08, 0.8), st.floats(-0.08, 0.8)))  # fmt: skip
     def test_quads_go_with_the_picture_and_stay_in_view(self, seed, shape, at):
         """A white block on black is, in the varied picture, where its quad says."""
         left, top = np.multiply(at, shape).round()
         quads = ds.box_corners(left, top, left + 20, top + 20)[None].astype(np.float32)
         image = Image.new("L", shape)
         ImageDraw.Draw(image).rectangle((left, top, left + 19, top + 19), 255)
-        image, moved = ds.augment(image.convert("RGB"), quads, 128, np.random.default_rng(seed))
-        assert image.size == (128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
+        pixels = torch.from_numpy(np.array(image)).expand(3, -1, -1)
+        pixels, moved = ds.augment(pixels, quads, 128, np.random.default_rng(seed))
+        assert pixels.shape == (3, 128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
         assert (areas(moved) > 0).all()  # never mirrored
-        light, inside = np.asarray(image.convert("L"), float), depth(moved[0], 128)
+        light, inside = pixels.float().mean(0).numpy(), depth(moved[0], 128)
         bright = light > (light.min() + light.max()) / 2
         assert bright[inside > 1.5].all() and not bright[inside < -1.5].any()
 
@@ -675,10 +674,11 @@ class TestPretraining:
         assert difference.min() > 2 and difference.mean() < 60
 
     def test_without_quads_only_colours_vary(self):
-        image = Image.fromarray(np.tile(np.uint8([[[40]], [[200]]]), (1, 2, 3)).repeat(32, 0))
+        pixels = torch.tensor([40, 200], dtype=torch.uint8).repeat_interleave(32)
+        pixels = pixels[None, :, None].expand(3, 64, 2)
         for seed in range(20):
-            varied, quads = ds.augment(image, None, 64, np.random.default_rng(seed))
-            rows = np.asarray(varied, int)
+            varied, quads = ds.augment(pixels, None, 64, np.random.default_rng(seed))
+            rows = varied.permute(1, 2, 0).numpy().astype(int)
             assert quads is None and (rows == rows[:, :1]).all()
             assert len(np.unique(np.delete(rows, range(28, 36), 0))) == 2  # the edge where it was
 
