@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import shlex
 from collections import Counter
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
@@ -87,16 +88,23 @@ def read_run(folder: str | Path) -> Run:
     """Read the folder of a run; ValueError where it is none, or naming the damaged file, line."""
     folder = Path(folder)
     facts, log = read_json(folder / "run.json"), folder / "log.jsonl"
-    if missing := {"args", "config", "chance"} - facts.keys():
-        raise ValueError(f"{folder / 'run.json'}: damaged (no {', '.join(sorted(missing))})")
     if not log.is_file():
         raise ValueError(f"{folder}: not a run of train_min.py, no log.jsonl")
-    result, notes = {}, ["has not ended: there is no metrics.json"]
-    if (folder / "metrics.json").is_file():
-        result, notes = read_json(folder / "metrics.json").get("result", {}), []
+    file, notes = folder / "metrics.json", ["has not ended: there is no metrics.json"]
+    metrics: dict[str, Any] = {"result": {}}
+    if file.is_file():
+        metrics, notes = read_json(file), []
+    try:
+        result = {**metrics["result"]}
+        file = folder / "run.json"
+        _, _ = map(float, facts["chance"])
+        facts = {**facts, "args": {**facts["args"]}, "config": {**facts["config"]}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: damaged ({error!r})") from None
     kept: dict[str, dict[float, Row]] = {"step": {}, "evaluation": {}}
-    wanted = {"step": ("char", "contrastive"),
-              "evaluation": ("acc_right", "acc_other", "i2t", "t2i", "pictures")}  # fmt: skip
+    wanted = {"step": ("samples", "char", "contrastive"),
+              "evaluation": ("samples", "acc_right", "acc_other", "i2t", "t2i",
+                             "pictures")}  # fmt: skip
     others: Counter[str] = Counter()
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -129,12 +137,12 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
         return np.asarray((sums[high] - sums[low]) / (counts[high] - counts[low]))
 
 
-def draw(axes: Axes, panel: str, runs: Mapping[str, Run]) -> None:
+def draw(axes: Axes, panel: str, runs: Sequence[tuple[str, Run]]) -> None:
     """One panel of curves, a colour for each run; what is noisy is drawn pale and smoothed."""
     title, unit, keys, chance = PANELS[panel]
     noisy = panel in ("char", "contrastive")
     levels: dict[float, str] = {}
-    for (name, run), color in zip(runs.items(), COLORS * len(runs), strict=False):
+    for (name, run), color in zip(runs, COLORS * len(runs), strict=False):
         rows = run.steps if noisy else run.evaluations
         x = np.array([row["samples"] for row in rows])
         for (key, what), style in zip(keys.items(), ("-", "--"), strict=False):
@@ -177,30 +185,30 @@ def draw(axes: Axes, panel: str, runs: Mapping[str, Run]) -> None:
 
 
 @cache
-def glyphs(family: str) -> frozenset[int]:
-    """The code points that a font can show."""
+def glyphs(path: str) -> frozenset[int]:
+    """The code points that a font file can show."""
     with suppress(ValueError, OSError, RuntimeError):
-        path = findfont(FontProperties(family=[family]), fallback_to_default=False)
         return frozenset(get_font(path).get_charmap())
     return frozenset()
 
 
 def spelled(text: str) -> tuple[list[str], set[str]]:
     """Fonts of this machine that show a text, and those of its characters that none of them has."""
-    fonts, missing = (
-        ["DejaVu Sans"],
-        {ord(c) for c in text if c.isprintable()} - glyphs("DejaVu Sans"),
-    )
-    names = {font.name for font in fontManager.ttflist} if missing else set()
-    names = {
-        name for name in names if not re.match("cm|STIX|Last Resort", name)
-    }  # letters misplaced
-    while missing and names:
-        best = max(sorted(names), key=lambda name: len(missing & glyphs(name)))
-        if not missing & glyphs(best):
+    plain = {"style": "normal", "variant": "normal", "weight": 400}
+    found = {
+        font.name: font.fname
+        for font in fontManager.ttflist
+        if all(getattr(font, key) == value for key, value in plain.items())
+        and not re.match("cm|STIX|Last Resort", font.name)  # whose letters are elsewhere
+    }
+    fonts = ["DejaVu Sans"]  # matplotlib's own
+    missing = {ord(c) for c in text if c.isprintable()} - glyphs(found.get(fonts[0], ""))
+    while missing:
+        best = max(sorted(found), key=lambda name: len(missing & glyphs(found[name])))
+        if not missing & glyphs(found[best]):
             break
         fonts.append(best)
-        missing -= glyphs(best)
+        missing -= glyphs(found[best])
     return fonts, {c for c in text if ord(c) in missing or not c.isprintable()}
 
 
@@ -208,14 +216,17 @@ def show(text: str, missing: set[str]) -> str:
     return "".join(f" U+{ord(c):04X} " if c in missing else c for c in text).strip()
 
 
-def curves(runs: Mapping[str, Run], panels: Sequence[str] = tuple(PANELS)) -> Figure:
-    fonts, missing = spelled("".join(runs))
+def curves(runs: Sequence[tuple[str, Run]], panels: Sequence[str] = tuple(PANELS)) -> Figure:
+    """Panels of curves; names are shortened, and legends leave out what begins with "_"."""
+    fonts, missing = spelled("".join(name for name, _ in runs))
+    labels = [name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}" for name, _ in runs]
+    labels = [show(name, missing).replace("$", r"\$") for name in labels]
+    labels = [f" {name}" if name.startswith("_") else name for name in labels]
     with matplotlib.rc_context({"font.family": fonts}):
         shape = (2, 2) if len(panels) > 1 else (1, 1)
         figure = Figure(figsize=(5.5 * shape[1], 3.75 * shape[0]), layout="constrained")
-        named = {show(name, missing).replace("$", r"\$"): run for name, run in runs.items()}
         for axes, panel in zip(figure.subplots(*shape, squeeze=False).flat, panels, strict=True):
-            draw(axes, panel, named)
+            draw(axes, panel, [(label, run) for label, (_, run) in zip(labels, runs, strict=True)])
         return figure
 
 
@@ -224,7 +235,7 @@ def plot_losses(
 ) -> None:
     """Losses, characters read and retrieval, with the levels of chance."""
     run = Run(Path(), {"chance": chance}, list(steps), list(evaluations), Counter(), {}, [])
-    curves({"": run}).savefig(path, dpi=110)
+    curves([("", run)]).savefig(path, dpi=110)
 
 
 def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6) -> Figure:
@@ -240,7 +251,7 @@ def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures:
     ]
     most = 2 + max(map(len, columns))
 
-    figure = Figure(figsize=(1.7 * most, 2.2 * len(chosen) + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(1.7 * most, 7), 2.2 * len(chosen) + 0.7), layout="constrained")
     grid = figure.subplots(len(chosen), most, squeeze=False)
     model.eval()
     for axes in grid.flat:
@@ -291,7 +302,7 @@ def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures:
     figure.draw_without_rendering()
     for axes in grid.flat:  # titles that would run into each other become smaller
         wide = axes.title.get_window_extent().width / axes.get_window_extent().width
-        axes.title.set_fontsize(11 / max(1.0, 1.02 * wide))
+        axes.title.set_fontsize(11 / max(1.0, 1.06 * wide))
     return figure
 
 
@@ -398,7 +409,7 @@ def inline(kind: str, data: bytes) -> str:
 
 def drawn(run: Run, panel: str, style: str) -> str:
     with matplotlib.style.context(style), io.BytesIO() as file:
-        curves({"": run}, [panel]).savefig(file, format="svg", transparent=True)
+        curves([("", run)], [panel]).savefig(file, format="svg", transparent=True)
         return inline("svg+xml", file.getvalue())
 
 
@@ -478,11 +489,14 @@ def write_report(folder: str | Path) -> Path:
 def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png") -> str:
     """Draw two or more runs into one plot; the text of a table of what differs."""
     read = [read_run(folder) for folder in folders]
-    names = [run.folder.resolve().name for run in read]
-    names = names if len({*names}) == len(names) else [str(run.folder) for run in read]
-    if len({run.folder.resolve() for run in read}) < max(2, len(read)):
+    places = [run.folder.resolve() for run in read]
+    if len({*places}) < max(2, len(places)):
         raise ValueError(f"compare: got {', '.join(map(str, folders))}, wanted two or more runs")
-    curves(dict(zip(names, read, strict=True))).savefig(out, dpi=110)
+    names = [place.name for place in places]
+    if len({*names}) < len(names):
+        above = os.path.commonpath([place.parent for place in places])
+        names = [str(place.relative_to(above)) for place in places]
+    curves(list(zip(names, read, strict=True))).savefig(out, dpi=110)
     lines = [["", *names, *(f"{name} - {names[0]}" for name in names[1:])]]
     each = [settings(run) for run in read]
     for key in dict.fromkeys(key for held in each for key in held):
@@ -494,10 +508,11 @@ def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png")
     lines.append([])
     rows = [run.evaluations[-1] if run.evaluations else {} for run in read]
     for key in dict.fromkeys([*MEANING, *(key for row in rows for key in row if key != "kind")]):
-        values: list[Any] = [row.get(key) for row in rows]
-        gaps = [None if None in (v, values[0]) else v - values[0] for v in values[1:]]
-        if any(value is not None for value in values):
-            lines.append([key, *map(said, values), *map(said, gaps)])
+        numbers: list[Any] = [row.get(key) for row in rows]
+        first, *rest = numbers
+        gaps = [None if first is None or n is None else n - first for n in rest]
+        if numbers != [None] * len(rows):
+            lines.append([key, *map(said, numbers), *map(said, gaps)])
     lines = [[cell if len(cell) <= 40 else cell[:39] + "…" for cell in line] for line in lines]
     widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(lines[0]))]
     text = []
