@@ -8,6 +8,7 @@
 The last two read nothing but the folder of a run: run.json, log.jsonl, metrics.json, its pictures.
 """
 
+import argparse
 import base64
 import io
 import json
@@ -55,6 +56,7 @@ MEANING = {
     "t2i": "its picture found for words", "pictures": "held-out pictures",
     "characters": "characters hidden in them", "unreadable": "held-out pictures not readable",
     "skipped": "training pictures not readable", "img_s": "training pictures a second",
+    "nonfinite": "steps left out, as their loss was no finite number",
     "wait": "share of the training time spent waiting for data", "seconds": "of the whole run",
 }  # fmt: skip
 PICTURES = {  # of a run, with title and alternative text
@@ -390,7 +392,9 @@ def settings(run: Run) -> dict[str, Any]:
     flat = {f"--{key.replace('_', '-')}": value for key, value in run.facts["args"].items()}
     for part in ("config", "data", "versions"):
         flat |= {f"{part}: {key}": value for key, value in run.facts.get(part, {}).items()}
-    return flat | {key: run.facts.get(key) for key in ("commit", "device", "parameters")}
+    return flat | {
+        key: run.facts.get(key) for key in ("commit", "device", "processes", "parameters")
+    }
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[object] = ()) -> str:
@@ -413,10 +417,12 @@ def drawn(run: Run, panel: str, style: str) -> str:
         return inline("svg+xml", file.getvalue())
 
 
-def command(args: Mapping[str, Any]) -> str:
-    """The command line that has these options, one a line."""
-    words = ["python train_min.py"]
-    for key, value in args.items():
+def command(facts: Mapping[str, Any]) -> str:
+    """The command line that has a run's options, one a line."""
+    processes = facts.get("processes", 1)
+    words = ["python" if processes == 1 else f"torchrun --nproc-per-node {processes}"]
+    words[0] += " train_min.py"
+    for key, value in facts["args"].items():
         option = f"--{key.replace('_', '-')}"
         if value is True:
             words.append(option)
@@ -437,7 +443,7 @@ def write_report(folder: str | Path) -> Path:
     if run.others:
         notes.append("also in the log: " + ", ".join(f"{n} {k}" for k, n in run.others.items()))
     about = [f"{said(facts['parameters'])} parameters"] if "parameters" in facts else []
-    about += [said(facts[key]) for key in ("device", "date") if facts.get(key)]
+    about += [said(facts["device"])] if facts.get("device") else []
     about += [f"{key} {said(value)}" for key, value in facts.get("versions", {}).items()]
     big = [(f"{result[key]:.3f}", MEANING[key]) for key in ("acc_right", "acc_other", "gain")
            if key in result]  # fmt: skip
@@ -473,7 +479,7 @@ def write_report(folder: str | Path) -> Path:
         curves="".join(shown),
         evaluations=table(numbers, ["samples", *columns]),
         pictures=pictures,
-        command=escape(command(run.facts["args"])),
+        command=escape(command(facts)),
         settings=table([(k, v) for k, v in settings(run).items() if v is not None]),
     )
     path = run.folder / "report.html"
@@ -521,3 +527,14 @@ def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png")
         text.append("  ".join(cells).rstrip())
     text += [f"{name}: {note}" for name, run in zip(names, read, strict=True) for note in run.notes]
     return "\n".join([*text, f"wrote {out}"])
+
+
+def main(argv: Sequence[str]) -> None:
+    """`train_min.py compare ...`; raises ValueError or OSError where a run cannot be read."""
+    parser = argparse.ArgumentParser(
+        prog="train_min.py compare", description="Set runs side by side: a table, and one plot."
+    )
+    parser.add_argument("runs", nargs="+", metavar="runs/NAME", help="folder of a run; two or more")
+    parser.add_argument("--out", default="runs/compare.png", help="the plot (default: %(default)s)")
+    args = parser.parse_args(argv)
+    print(compare(args.runs, args.out))

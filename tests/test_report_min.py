@@ -3,6 +3,7 @@
 import http.server
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -275,6 +276,14 @@ class TestReport:
         assert "; shown its own picture from 0.100 to 0.800; shown another" in images[2]["alt"]
         assert not (folder / "report.html.part").exists()
 
+    def test_the_command_is_one_that_a_shell_takes(self):
+        args = {"data": "jsonl:a b", "lr": 0.1, "init": "-x", "resume": None, "tensorboard": True}
+        text = report_min.command({"args": args, "processes": 2}).replace("\\\n", "")
+        assert shlex.split(text) == [
+            "torchrun", "--nproc-per-node", "2", "train_min.py", "--data", "jsonl:a b",
+            "--lr", "0.1", "--init=-x", "--tensorboard",
+        ]  # fmt: skip
+
     def test_it_needs_no_network_and_no_other_file(self, tmp_path):
         text = report_min.write_report(write_run(tmp_path / "a")).read_text()
         page = Page(text)
@@ -413,6 +422,16 @@ class TestCompare:
         assert len({len(line) for line in lines if line.split()[:1] in (["i2t"], ["t2i"])}) == 1
         with Image.open(tmp_path / "c.png") as image:
             assert image.width > 1000
+
+    def test_the_command_prints_it(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        folders = [str(write_run(Path("runs") / name)) for name in "AB"]
+        report_min.main(folders)
+        assert capsys.readouterr().out.endswith("wrote runs/compare.png\n")
+        report_min.main([*folders, "--out", "here.svg"])
+        assert {path.name for path in tmp_path.iterdir()} == {"runs", "here.svg"}
+        with pytest.raises(OSError, match="nowhere"):
+            report_min.main([*folders, "--out", "nowhere/x.png"])
 
     def test_each_run_has_its_colour_and_its_name(self, tmp_path):
         names = ["_hidden", "$a$", "京\u200b"]
