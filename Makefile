@@ -10,7 +10,7 @@ help:
 	@echo "make test    install, check every equation, the scripts and the README"
 	@echo "make proof   the same equations on 1000 random cases each, and the slow tests"
 	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
-	@echo "make readme  run the README's long commands, 15 min; ICDAR2015=PATH adds those on photographs"
+	@echo "make readme  run the README's long commands; ICDAR2015=PATH adds those on photographs"
 	@echo "make clean   remove $(VENV) and runs/"
 
 # The marker is written last, so an interrupted installation is taken up again.

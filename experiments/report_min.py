@@ -116,7 +116,8 @@ def read_run(folder: str | Path) -> Run:
                 kind = row["kind"]
                 if kind in kept:  # steps repeated after a restart replace those before it
                     kept[kind][row["samples"]] = row
-                    [float(row[key]) for key in wanted[kind]]
+                    if not all(isinstance(row[key], int | float) for key in wanted[kind]):
+                        raise TypeError("not a number")
                 else:
                     others[str(kind)] += 1
         except (ValueError, KeyError, TypeError) as error:
@@ -148,10 +149,7 @@ def draw(axes: Axes, panel: str, runs: Sequence[tuple[str, Run]]) -> None:
         rows = run.steps if noisy else run.evaluations
         x = np.array([row["samples"] for row in rows])
         for (key, what), style in zip(keys.items(), ("-", "--"), strict=False):
-            y, label = (
-                np.array([row[key] for row in rows], float),
-                ", ".join(filter(None, (name, what))),
-            )
+            y, label = np.array([row[key] for row in rows]), ", ".join(filter(None, (name, what)))
             if noisy:
                 thin = slice(None, None, max(1, len(x) // 1500))
                 axes.plot(x[thin], y[thin], color=color, alpha=0.3, linewidth=0.7)
@@ -173,12 +171,8 @@ def draw(axes: Axes, panel: str, runs: Sequence[tuple[str, Run]]) -> None:
         axes.annotate("chance, " + chance.format(level), (0.99 - 0.3 * k, level),
                       (0, -2 if down else 2), edge, "offset points", ha="right",
                       va="top" if down else "bottom", fontsize=9, c=color)  # fmt: skip
-    axes.set(
-        xlabel="training pictures",
-        ylabel=unit,
-        title=title,
-        ylim=(0, 1 if panel == "acc" else None),
-    )
+    top = 1 if panel == "acc" else None
+    axes.set(xlabel="training pictures", ylabel=unit, title=title, ylim=(0, top))
     axes.margins(y=0.12)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
@@ -240,6 +234,16 @@ def plot_losses(
     curves([("", run)]).savefig(path, dpi=110)
 
 
+def caption(word: str, j: int, guess: str, missing: set[str]) -> tuple[str, str]:
+    """What is hidden and what is read there, in words and as a colour."""
+    around = "…" * (j > 4) + word[max(0, j - 4) : j] + "_" + word[j + 1 : j + 5]
+    around += "…" * (len(word) > j + 5)
+    if missing & set(word):
+        around = f"{j + 1} of {len(word)}, {show(word[j], missing)}"
+    mark, color = ("✓", "#1a7f37") if guess == word[j] else ("✗", "#c0241c")
+    return f"{around}\nread {show(guess, missing) or 'nothing'} {mark}", color
+
+
 def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6) -> Figure:
     """Which letter looks where: a row a picture, a column for each hidden character of its word."""
     items = (heldout[k] for k in range(min(4 * pictures, len(heldout.indices))))
@@ -248,63 +252,49 @@ def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures:
         raise ValueError("no held-out picture can be read")
     alphabet, device, training = heldout.alphabet, model.log_scale.device, model.training
     fonts, missing = spelled(alphabet.chars)
-    columns = [
-        [j for j, k in enumerate(ids[:, 0].tolist()) if k > vlpt.UNK][:8] for _, ids in chosen
-    ]
-    most = 2 + max(map(len, columns))
-
+    known = [(ids[:, 0] > vlpt.UNK).nonzero().flatten()[:8].tolist() for _, ids in chosen]
+    most = 2 + max(map(len, known))
     figure = Figure(figsize=(max(1.7 * most, 7), 2.2 * len(chosen) + 0.7), layout="constrained")
     grid = figure.subplots(len(chosen), most, squeeze=False)
-    model.eval()
     for axes in grid.flat:
         axes.axis("off")
-    for row, (pixels, ids), hide in zip(grid, chosen, columns, strict=True):
+    model.eval()
+    for row, (pixels, ids), hide in zip(grid, chosen, known, strict=True):
         word = alphabet.decode(ids)[0]
-        hidden = ids.repeat(len(hide), 1, 1)  # copy n hides the character at hide[n]
+        hidden = ids.repeat(len(hide), 1, 1).to(device)  # copy n hides the character at hide[n]
         hidden[range(len(hide)), hide, 0] = vlpt.MASK
         images = vlpt.normalize(pixels.expand(len(hide), -1, -1, -1).to(device))
         with torch.no_grad():
-            read = model(images, hidden.to(device)).logits[:, :, 0].argmax(-1)
-        pooled = maps = images[:, 0]
+            read = model(images, hidden).logits[:, :, 0].argmax(-1)
+        heats: list[Tensor | None] = [None] * (2 + len(hide))
         if model.decoder is not None:
-            pooled, maps = model.attention_maps(images, hidden.to(device))
-            maps = maps[range(len(hide)), hide, 0]
-        panels: list[tuple[Tensor | None, str, str]] = [
-            (None, show(word[:12], missing) + "…" * (len(word) > 12), "black")
-        ]
-        panels.append((pooled[0], "image feature", "black"))
+            pooled, maps = model.attention_maps(images, hidden)
+            heats[1:] = [pooled[0], *maps[range(len(hide)), hide, 0]]
+        captions = [(show(word[:12], missing) + "…" * (len(word) > 12), "black")]
+        captions.append(("image feature", "black"))
         for n, j in enumerate(hide):
-            guess = alphabet.decode(read[n, j].reshape(1, 1))[0] or "nothing"
-            around = "…" * (j > 4) + word[max(0, j - 4) : j] + "_" + word[j + 1 : j + 5]
-            around += "…" * (len(word) > j + 5)
-            if missing & set(word):
-                around = f"{j + 1} of {len(word)}, {show(word[j], missing)}"
-            right = guess == word[j]
-            title = f"{around}\nread {show(guess, missing)} {'✓' if right else '✗'}"
-            panels.append((maps[n], title, "#1a7f37" if right else "#c0241c"))
-        for axes, (heat, title, color) in zip(row, panels, strict=False):
-            photograph = pixels.permute(1, 2, 0).numpy()
+            guess = alphabet.decode(read[n, j].reshape(1, 1))[0]
+            captions.append(caption(word, j, guess, missing))
+        photograph, (high, wide) = pixels.permute(1, 2, 0).numpy(), pixels.shape[1:]
+        for axes, heat, (title, color) in zip(row, heats, captions, strict=False):
             axes.set_title(title, color=color, parse_math=False, fontsize=11, fontfamily=fonts)
-            if heat is None or model.decoder is None:
+            if heat is None:
                 axes.imshow(photograph)
                 continue
-            extent = (-0.5, pixels.shape[2] - 0.5, pixels.shape[1] - 0.5, -0.5)
             axes.imshow(photograph.mean(2) * 0.7, "gray", vmin=0, vmax=255)
             level = heat.float().cpu().numpy() / heat.max().item()
-            axes.imshow(
-                level, "inferno", alpha=0.6 * level, interpolation="bilinear", extent=extent
-            )
+            axes.imshow(level, "inferno", alpha=0.6 * level, interpolation="bilinear",
+                        extent=(-0.5, wide - 0.5, high - 0.5, -0.5))  # fmt: skip
     model.train(training)
-    said = (
-        "held-out pictures; where the image feature looks; then one character hidden (_), what is "
-    )
-    said += "read there,\nand where it was looked for (bright = more attention)"
-    figure.suptitle(said if model.decoder else "held-out pictures (no decoder, so no attention)",
-                    fontsize=11)  # fmt: skip
+    about = "held-out pictures (no decoder, so no attention)"
+    if model.decoder is not None:
+        about = "held-out pictures; where the image feature looks; then one character hidden (_),"
+        about += "\nwhat is read there, and where it was looked for (bright = more attention)"
+    figure.suptitle(about, fontsize=11)
     figure.draw_without_rendering()
     for axes in grid.flat:  # titles that would run into each other become smaller
-        wide = axes.title.get_window_extent().width / axes.get_window_extent().width
-        axes.title.set_fontsize(11 / max(1.0, 1.06 * wide))
+        share = axes.title.get_window_extent().width / axes.get_window_extent().width
+        axes.title.set_fontsize(11 / max(1.0, 1.06 * share))
     return figure
 
 
@@ -411,10 +401,19 @@ def inline(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def drawn(run: Run, panel: str, style: str) -> str:
-    with matplotlib.style.context(style), io.BytesIO() as file:
-        curves([("", run)], [panel]).savefig(file, format="svg", transparent=True)
-        return inline("svg+xml", file.getvalue())
+def panel_picture(run: Run, panel: str) -> str:
+    """A panel of curves, in light and in dark, with its first and last numbers as the text."""
+    alt, _, keys, _ = PANELS[panel]
+    for key, what in keys.items():
+        if held := [float(row[key]) for row in (run.steps if panel in keys else run.evaluations)]:
+            alt += f"; {what} from {said(held[0])} to {said(held[-1])}"
+    drawn = []
+    for style in ("dark_background", "default"):
+        with matplotlib.style.context(style), io.BytesIO() as file:
+            curves([("", run)], [panel]).savefig(file, format="svg", transparent=True)
+            drawn.append(inline("svg+xml", file.getvalue()))
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{drawn[0]}">'
+    return f'<picture>{dark}<img src="{drawn[1]}" alt="{escape(alt)}"></picture>'
 
 
 def command(facts: Mapping[str, Any]) -> str:
@@ -435,31 +434,16 @@ def command(facts: Mapping[str, Any]) -> str:
 def write_report(folder: str | Path) -> Path:
     """Write report.html into the folder of a run, whole or not at all; it needs no other file."""
     run = read_run(folder)
-    facts = run.facts
-    name = said(facts["args"].get("name", run.folder.name))
+    facts, notes = run.facts, list(run.notes)
     last = {k: v for row in run.evaluations[-1:] for k, v in row.items() if k != "kind"}
     result = run.result or last
-    notes = list(run.notes)
     if run.others:
         notes.append("also in the log: " + ", ".join(f"{n} {k}" for k, n in run.others.items()))
-    about = [f"{said(facts['parameters'])} parameters"] if "parameters" in facts else []
-    about += [said(facts["device"])] if facts.get("device") else []
+    about = [said(facts["device"])] if facts.get("device") else []
+    about += [f"{said(facts['parameters'])} parameters"] if facts.get("parameters") else []
     about += [f"{key} {said(value)}" for key, value in facts.get("versions", {}).items()]
-    big = [(f"{result[key]:.3f}", MEANING[key]) for key in ("acc_right", "acc_other", "gain")
+    big = [(said(result[key]), MEANING[key]) for key in ("acc_right", "acc_other", "gain")
            if key in result]  # fmt: skip
-    shown = []
-    for panel, (title, _, keys, _) in PANELS.items():
-        alt = title
-        for key, what in keys.items():
-            if held := [
-                float(row[key]) for row in (run.steps if panel in keys else run.evaluations)
-            ]:
-                alt += f"; {what} from {said(held[0])} to {said(held[-1])}"
-        dark, light = (drawn(run, panel, style) for style in ("dark_background", "default"))
-        shown.append(
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img src="{light}" alt="{escape(alt)}"></picture>'
-        )
     pictures = ""
     for file, (title, alt) in PICTURES.items():
         with suppress(FileNotFoundError):
@@ -471,12 +455,12 @@ def write_report(folder: str | Path) -> Path:
     columns = [key for key in last if key != "samples"]
     numbers = [(row["samples"], *(row.get(key, "") for key in columns)) for row in run.evaluations]
     page = PAGE.substitute(
-        name=escape(name),
+        name=escape(said(facts["args"].get("name", run.folder.name))),
         about=escape(", ".join(about)),
         notes="".join(f"<p>{escape(said(note))}</p>" for note in notes),
-        headline="".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in big),
+        headline="".join(f"<div><b>{escape(n)}</b><span>{w}</span></div>" for n, w in big),
         result=table([(k, v, MEANING.get(k, "")) for k, v in result.items()]),
-        curves="".join(shown),
+        curves="".join(panel_picture(run, panel) for panel in PANELS),
         evaluations=table(numbers, ["samples", *columns]),
         pictures=pictures,
         command=escape(command(facts)),
@@ -515,7 +499,7 @@ def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png")
     rows = [run.evaluations[-1] if run.evaluations else {} for run in read]
     for key in dict.fromkeys([*MEANING, *(key for row in rows for key in row if key != "kind")]):
         numbers: list[Any] = [row.get(key) for row in rows]
-        first, *rest = numbers
+        first, *rest = (n if isinstance(n, int | float) else None for n in numbers)
         gaps = [None if first is None or n is None else n - first for n in rest]
         if numbers != [None] * len(rows):
             lines.append([key, *map(said, numbers), *map(said, gaps)])

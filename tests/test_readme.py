@@ -94,6 +94,7 @@ RUNS = {  # the commands of README, and the tests that run them; `make readme` r
     "make mutants": "tests/test_mutants.py",
     "python data_stub.py check jsonl:words.jsonl": "tests/test_data_stub.py",
     "python train_min.py --data jsonl": "tests/test_train_min.py",
+    "python data_stub.py --sheet sheet.png": "tests/test_data_stub.py",
     "python train_min.py --help": "tests/test_train_min.py",
     "python train_min.py compare": "tests/test_report_min.py",
     "python vlpt.py export": "test_vlpt.py",
