@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test proof mutants clean
+.PHONY: help demo test proof mutants readme clean
 
 help:
 	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
 	@echo "make test    install, check every equation, the scripts and the README"
 	@echo "make proof   the same equations on 1000 random cases each, and the slow tests"
 	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
+	@echo "make readme  run the README's long commands; ICDAR2015=PATH adds those on photographs"
 	@echo "make clean   remove $(VENV) and runs/"
 
 # The marker is written last, so an interrupted installation is taken up again.
@@ -27,6 +28,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(RUN) -m pytest -q -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
 
 proof: $(VENV)/installed
@@ -35,6 +37,16 @@ proof: $(VENV)/installed
 
 mutants: $(VENV)/installed
 	$(RUN) tests/mutants.py
+
+readme: $(VENV)/installed demo
+	$(RUN) vlpt.py
+	$(RUN) vlpt.py oclip_rn50
+	$(RUN) data_stub.py --sheet runs/sheet.png
+	$(RUN) data_stub.py check synth
+	$(RUN) data_stub.py fake-synthtext runs/fake --images 858750
+	$(RUN) experiments/bench_min.py data --data synthtext:runs/fake
+	test -z "$(ICDAR2015)" || $(RUN) train_min.py --data icdar2015:$(ICDAR2015) \
+	  --image-size 256 --batch 32 --samples 9600 --name icdar2015
 
 clean:
 	rm -rf $(VENV) runs
