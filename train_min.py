@@ -608,6 +608,10 @@ def fit(
                 line = log.evaluation(samples, evaluate(whole, batches, args.seed))
                 if rank() == 0:
                     bar.write(line)
+                if log.board is not None:
+                    log.board.add_figure(
+                        "attention", report_min.attention_figure(model, heldout), samples
+                    )
             stop = int(over_all(torch.tensor(sum(caught))))  # any signal stops all processes
             if evaluated or stop:
                 save_checkpoint(out, model, optimizer, args, step, log)
@@ -641,7 +645,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     say(f"{where}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
     out = open_folder(args)
     if rank() == 0 and not args.resume:
-        write_facts(out, args, config, told, where)
+        write_facts(out, args, config, told, where, size)
     log = fit(model, train, heldout, args, out)
     if rank() == 0:
         finish(model, heldout, args, out, log)
@@ -666,6 +670,7 @@ def finish(
         "seconds": round(log.elapsed())}  # fmt: skip
     metrics = {"result": result, "evaluations": log.evaluations}
     write(out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    report_min.write_report(out)
     print(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items())
     print(f"RESULT data={args.data} preset={args.preset} seed={args.seed}", *shown)
@@ -673,7 +678,10 @@ def finish(
 
 def main(argv: list[str] | None = None) -> None:
     place = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv[:1] == ["compare"]:
+            return report_min.main(argv[1:])
         args = parse_args(argv)
         if args.tensorboard:
             need_tensorboard()

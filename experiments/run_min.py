@@ -129,8 +129,9 @@ def kept_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_facts(
-    out: Path, args: argparse.Namespace, config: vlpt.Config, data: list[str], device: str
-) -> None:
+    out: Path, args: argparse.Namespace, config: vlpt.Config, data: list[str], device: str,
+    parameters: int,
+) -> None:  # fmt: skip
     """Write run.json: all that a run depends on."""
     command = ["git", "-C", str(Path(vlpt.__file__).parent), "describe", "--always", "--dirty",
                "--abbrev=40"]  # fmt: skip
@@ -143,7 +144,8 @@ def write_facts(
     chance = math.log(len(vlpt.Alphabet(config.alphabet))), 2 * math.log(args.batch)
     facts = {"args": kept_options(args), "config": dataclasses.asdict(config), "versions": versions,
              "commit": commit, "device": device, "processes": world(), "chance": chance,
-             "data": dict(zip(("train", "heldout"), data, strict=True))}  # fmt: skip
+             "data": dict(zip(("train", "heldout"), data, strict=True)),
+             "parameters": parameters}  # fmt: skip
     write(out / "run.json", json.dumps(facts, indent=1).encode())
 
 

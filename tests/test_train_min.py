@@ -13,6 +13,7 @@ import safetensors
 import torch
 import torchvision
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data_stub
 import train_min
@@ -140,7 +141,7 @@ class TestRuns:
         lines = capsys.readouterr().out.splitlines()
         chance = next(line for line in lines if "chance" in line).split()
         assert (chance[1], chance[2]) == (f"{math.log(13):.3f}", f"{2 * math.log(8):.3f}")
-        names = set(run_min.FILES) - {"nonfinite.json", "report.html"}
+        names = set(run_min.FILES) - {"nonfinite.json"}
         assert {path.name for path in self.out.iterdir()} == names
         for picture in ("loss.png", "attention.png"):
             with Image.open(self.out / picture) as image:
@@ -274,6 +275,22 @@ class TestRuns:
     def test_tensorboard_when_asked(self):
         train_min.main([*QUICK, "--tensorboard"])
         assert list((self.out / "tensorboard").glob("events.out.tfevents*"))
+        held = EventAccumulator(str(self.out / "tensorboard")).Reload().Tags()
+        assert "attention" in held["images"] and {"train/char", "heldout/gain"} <= {
+            *held["scalars"]
+        }
+
+    def test_two_runs_are_compared(self, capsys):
+        train_min.main(QUICK)
+        train_min.main([*QUICK, "--seed", "1", "--name", "u"])
+        capsys.readouterr()
+        train_min.main(["compare", "runs/t", "runs/u"])
+        out = capsys.readouterr().out
+        assert "--seed" in out and "gain" in out and "--batch" not in out
+        with Image.open("runs/compare.png") as image:
+            assert image.width > 300
+        with pytest.raises(SystemExit, match=r"train_min.py: error: .*nothing"):
+            train_min.main(["compare", "runs/t", "runs/nothing"])
 
     def test_tensorboard_that_is_not_installed_is_one_line(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
