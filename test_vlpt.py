@@ -1111,6 +1111,38 @@ class TestModel:
         close(short.text, full.text[:2])
         assert (short.logits[ids == PAD] == 0).all()
 
+    @pytest.mark.parametrize("decoder", ["visual_textual", "none"])
+    @given(kind=text_encoders, L=st.integers(1, 25), N=st.integers(1, 3), seed=seeds)
+    def test_decoding_the_masks_alone_gives_the_same_loss_and_gradients(
+        self, decoder, kind, L, N, seed
+    ):
+        model, ids = small(kind, decoder), make_ids(seed, 3, L, N)
+        images, generator = randn(seed, 3, 3, 64, 64), torch.Generator().manual_seed(seed)
+        masked, targets = vlpt.mask_one_char(ids, generator)
+        outs = [model(images, masked, masked_only) for masked_only in (False, True)]
+        where = masked == MASK
+        close(outs[1].logits[where], outs[0].logits[where])
+        assert outs[1].logits.shape == outs[0].logits.shape and (outs[1].logits[~where] == 0).all()
+        losses = [vlpt.total_loss(out, targets) for out in outs]
+        close(*losses)
+        gradients = [torch.autograd.grad(x, list(model.parameters()), materialize_grads=True)
+                     for x in losses]  # fmt: skip
+        for a, b in zip(*gradients, strict=True):
+            close(a, b)
+
+    def test_two_masks_in_a_word_are_named_where_one_is_decoded(self):
+        ids = torch.tensor([[[MASK, 3], [3, MASK], [MASK, 3]]])
+        assert small()(randn(0, 1, 3, 64, 64), ids).logits.shape == (1, 3, 2, 7)
+        with pytest.raises(ValueError, match="ids: got a word with two MASK, wanted at most one"):
+            small()(randn(0, 1, 3, 64, 64), ids, masked_only=True)
+
+    def test_ids_may_stay_on_the_cpu(self):
+        """They are read there to trim, which would make a GPU wait; "meta" stands for one."""
+        model, images = VLPT(SMALL).to("meta"), torch.zeros(2, 3, 64, 64, device="meta")
+        for masked_only in (False, True):
+            out = model(images, make_ids(0, 2), masked_only)
+            assert out.logits.device.type == "meta" and out.logits.shape == (2, 4, 3, 7)
+
     @given(kind=text_encoders, seed=seeds)
     def test_a_batch_of_one_equals_its_row_in_a_larger_batch(self, kind, seed):
         model, images, ids = small(kind), randn(seed, 3, 3, 64, 64), make_ids(seed, 3)

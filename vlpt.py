@@ -150,18 +150,18 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(inputs, width, 1)
         self.conv2, self.bn2 = conv_bn(width, width, 3)
-        self.avgpool = nn.AvgPool2d(stride)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3, self.bn3 = conv_bn(width, 4 * width, 1)
         nn.init.zeros_(self.bn3.weight)  # a new block is the identity
         self.downsample = nn.Sequential()  # the identity, too
         if stride > 1 or inputs != 4 * width:  # named -1, 0, 1 as in released checkpoints
-            for k, layer in enumerate((nn.AvgPool2d(stride), *conv_bn(inputs, 4 * width, 1)), -1):
+            for k, layer in enumerate((self.avgpool, *conv_bn(inputs, 4 * width, 1)), -1):
                 self.downsample.add_module(str(k), layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(self.avgpool(y))) + self.downsample(x))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return F.relu(self.bn3(self.conv3(self.avgpool(y))) + self.downsample(x), inplace=True)
 
 
 class Backbone(nn.ModuleDict):
@@ -201,7 +201,6 @@ def build_backbone(name: str, **size: Any) -> Backbone:
 
     Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
         whose size is `layers` (block counts, four in CLIP) and `width` (even, or 64).
-    Raises: ValueError for an unknown name or size.
     """
     plain = ("resnet18", "resnet34", "resnet50", "resnet101")
     clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
@@ -211,9 +210,8 @@ def build_backbone(name: str, **size: Any) -> Backbone:
         raise ValueError(f"backbone_size: got {size}, wanted layers, width for 'clip_resnet' only")
     if name in clip:
         return Backbone(name, *clip_resnet(**(size or {"layers": clip[name]})))
-    children = dict(torchvision.models.get_model(name, weights=None).named_children())
-    classifier, _ = children.pop("fc"), children.pop("avgpool")
-    return Backbone(name, children, classifier.in_features)
+    *children, _, (_, fc) = torchvision.models.get_model(name, weights=None).named_children()
+    return Backbone(name, dict(children), fc.in_features)
 
 
 class Attention(nn.Module):
@@ -247,9 +245,7 @@ class Attention(nn.Module):
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1): the mean token's query gives the image feature, each other
-    token's its local token. Positions are learned for a grid * grid map, else interpolated.
-    """
+    """CLIP's attention pool (step 1); positions of a grid * grid map, for others interpolated."""
 
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
@@ -265,7 +261,7 @@ class AttentionPool(Attention):
         return torch.cat([x.mean(1, keepdim=True), x], 1) + torch.cat([first, rest])
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool (B, C, h, w) into an image feature (B, D) and local tokens (B, S, D)."""
+        """Pool (B, C, h, w): mean token to image feature (B, D), the others to local (B, S, D)."""
         x = self.tokens(feature_map)
         y = super().forward(x, x, x)
         return y[:, 0], y[:, 1:]
@@ -282,7 +278,7 @@ class Layer(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         x = self.c_fc(self.ln_2(x))
-        return self.c_proj(x * torch.sigmoid(1.702 * x))
+        return self.c_proj(F.silu(1.702 * x) / 1.702)  # x sigmoid(1.702 x)
 
     def encode(self, x: Tensor, valid: Tensor) -> Tensor:
         """Let positions (B, S, width) see each other where `valid` (B, S) (step 3)."""
@@ -297,14 +293,13 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Transformer over the characters of one word, or in "sentence" of all words together."""
+    """Transformer over the characters of one word, or in "sentence" of all, placed one by one."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         T, self.sentence = config.text_width, config.text_encoder == "sentence"
-        words = WORDS if self.sentence else 1  # words share PE unless one sequence
         self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), T))
-        self.position = nn.Parameter(0.01 * torch.randn(CHARS, words, T))
+        self.position = nn.Parameter(0.01 * torch.randn(CHARS, WORDS if self.sentence else 1, T))
         self.layers = nn.ModuleList(Layer(T, config.text_heads) for _ in range(config.text_layers))
         self.ln_final = nn.LayerNorm(T)
         self.projection = nn.Linear(T, config.joint_width, bias=False)
@@ -419,21 +414,25 @@ class VLPT(nn.Module):
         self.head = nn.Linear(width, len(Alphabet(config.alphabet)))
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    def forward(self, images: Tensor, ids: Tensor) -> Output:
+    def forward(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> Output:
         """Run steps 1, 2, 3 and 5 on images (B, 3, H, W), normalised, H and W multiples of 32, and
-        ids (B, L, N) int64, one character of each word masked; ValueError if a shape does not fit.
+        ids (B, L, N) int64, on any device, one character of each word masked; ValueError if a shape
+        does not fit. `masked_only`: zero logits but at MASK, which is all that L_cls reads.
         """
-        self._check(images, ids)
+        self._check(images, ids, masked_only)
         filled = (ids != PAD).any(0)  # run over these slots only; the others are zero either way
         L, N = (int(filled.any(dim).nonzero().amax()) + 1 if filled.any() else 1 for dim in (1, 0))
-        used, feature_map = ids[:, :L, :N], self.backbone(images)[-1]
+        used, feature_map = ids[:, :L, :N].to(images.device), self.backbone(images)[-1]
         image, local = self.pool(feature_map)
         te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
         words = te.sum(1) / valid.sum(1).clamp(min=1).unsqueeze(-1)  # D1: (B, N, D)
         text = words.sum(1) / valid.any(1).sum(1, keepdim=True).clamp(min=1)  # D4
-        query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N, D)
+        if masked_only:  # queries do not see each other, so one a word will do: (B, 1, N, D)
+            valid = used == MASK
+            te = (te * valid.unsqueeze(-1)).sum(1, keepdim=True)
+        query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N or N, D)
         y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
-        logits = self.head(y).unflatten(1, (L, N)) * valid.unsqueeze(-1)
+        logits = self.head(y).unflatten(1, (-1, N)) * valid.unsqueeze(-1)  # (B, L, N, V)
         logits = F.pad(logits, (0, 0, 0, ids.shape[2] - N, 0, ids.shape[1] - L))
         return Output(image, text, logits, self.log_scale)
 
@@ -443,7 +442,6 @@ class VLPT(nn.Module):
 
         Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
             N, h, w), followed through the pool, which mixes places. Each sums to 1, pads' too.
-        Raises: ValueError as `forward`, and for decoder="none".
         """
         self._check(images, ids)
         if self.decoder is None:
@@ -455,12 +453,14 @@ class VLPT(nn.Module):
         characters = self.decoder(query, mixed, size, weights=True) @ local
         return image.reshape(-1, *size), characters.reshape(*ids.shape, *size)
 
-    def _check(self, images: Tensor, ids: Tensor) -> None:
+    def _check(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> None:
         got, words = tuple(images.shape), tuple(ids.shape)
         if len(got) != 4 or got[1] != 3 or got[2] % 32 or got[3] % 32:
             raise ValueError(f"images: got {got}, wanted (B, 3, H, W), H and W multiples of 32")
         if len(words) != 3 or words[0] != got[0] or words[1] > CHARS or words[2] > WORDS:
             raise ValueError(f"ids: got {words}, wanted ({got[0]}, <={CHARS}, <={WORDS})")
+        if masked_only and (ids == MASK).sum(1).gt(1).any():
+            raise ValueError("ids: got a word with two MASK, wanted at most one for masked_only")
 
 
 LAYOUTS = {  # CLIP's stem, and where others keep it
