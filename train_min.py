@@ -308,7 +308,7 @@ def run_model(model: nn.Module, images: Tensor, ids: Tensor) -> vlpt.Output:
     """Forward in bfloat16 where that is fast, results in float32 for the losses."""
     images = vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        output = model(images, ids)
+        output = model(images, ids, masked_only=True)
     return vlpt.Output(*(value.float() for value in output))
 
 
@@ -430,7 +430,8 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
             position = turn * world() + rank()
             generator.manual_seed(seed_of(seed, position))
             images = batch.images.to(device)
-            ids, targets = (x.to(device) for x in vlpt.mask_one_char(batch.ids, generator))
+            ids, targets = vlpt.mask_one_char(batch.ids, generator)
+            targets = targets.to(device)
             where = targets != vlpt.IGNORE
             output = run_model(net, images, ids)
             swapped = run_model(net, images.roll(1, 0), ids)
@@ -590,9 +591,9 @@ def fit(
                 group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
             generator.manual_seed(seed_of(args.seed, step, rank()))
             masked, targets = vlpt.mask_one_char(batch.ids, generator)
-            tensors = (x.to(device, non_blocking=True) for x in (batch.images, masked, targets))
+            images, targets = (x.to(device, non_blocking=True) for x in (batch.images, targets))
             try:
-                row = train_step(whole, optimizer, *tensors, args.accumulate)
+                row = train_step(whole, optimizer, images, masked, targets, args.accumulate)
                 log.step(samples, row)
                 bar.set_postfix_str(f"L_cls {row['char']:.3f}, read {row['acc']:.2f}")
             except Nonfinite as error:

@@ -38,14 +38,15 @@ def gradient(model):
 
 
 def double_precision(model, images, ids):
-    return model(vlpt.normalize(images).double(), ids)
+    return model(vlpt.normalize(images).double(), ids, masked_only=True)
 
 
 def alone(case, contrastive):
     """Loss and gradient of one process, by the functions of vlpt.py alone."""
     model = fresh(contrastive)
     images, ids, targets = batch()
-    loss = vlpt.total_loss(double_precision(model, images, ids), targets, contrastive)
+    output = model(vlpt.normalize(images).double(), ids)
+    loss = vlpt.total_loss(output, targets, contrastive)
     loss.backward()
     return loss.item(), gradient(model)
 

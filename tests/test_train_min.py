@@ -37,7 +37,7 @@ class Seer(torch.nn.Module):
         super().__init__()
         self.log_scale, self.vocabulary = torch.nn.Parameter(torch.zeros(())), vocabulary
 
-    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> vlpt.Output:
+    def forward(self, images, ids, masked_only=False):
         unit = 1 / 255 / vlpt.PIXEL_STD[0]
         seen = ((images[:, 0, 0, 0] + vlpt.PIXEL_MEAN[0] / vlpt.PIXEL_STD[0]) / unit).round().long()
         logits = torch.nn.functional.one_hot(seen, self.vocabulary).float()
@@ -90,7 +90,7 @@ class TestParts:
 
     def test_retrieval_counts_nearest_neighbours_both_ways(self):
         class Paired(Seer):
-            def forward(self, images, ids):
+            def forward(self, images, ids, masked_only=False):
                 eye = torch.eye(4)
                 text = eye[[0, 1, 3, 3]]  # the third text is the fourth picture's twin
                 return super().forward(images, ids)._replace(image=eye, text=text)
