@@ -1,5 +1,6 @@
 """Tests of experiments/report_min.py: what is drawn, what is read, what the page holds."""
 
+import copy
 import http.server
 import json
 import math
@@ -137,8 +138,10 @@ class TestAttention:
     def test_a_row_a_picture_and_a_column_a_letter(self, digits):
         model, heldout = digits
         model.train()
+        state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
         figure = report_min.attention_figure(model, heldout, pictures=3)
-        assert model.training  # as it was
+        assert model.training and torch.equal(torch.get_rng_state(), state)  # training goes on as
+        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())  # if unseen
         words = [vlpt.Alphabet("0123456789").decode(heldout[k][1])[0] for k in range(3)]
         want = []
         for word in words:
