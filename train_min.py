@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -216,10 +216,10 @@ def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
     if args.alphabet is None:
         alphabet = config.alphabet if args.data == "synth" else vlpt.PRINTABLE
     else:
-        source = None
+        sources = []
         if args.alphabet == "data":
-            source = data_stub.open_source(args.data, "train", 32, 2, args.seed, scene)
-        alphabet = data_stub.read_alphabet(args.alphabet, source)
+            sources = [data_stub.open_source(args.data, "train", 32, 2, args.seed, scene)]
+        alphabet = data_stub.read_alphabet(args.alphabet, *sources)
     if alphabet != config.alphabet:
         scene = dataclasses.replace(data_stub.Scene(), alphabet=alphabet)
     size = config.image_size if args.image_size is None else args.image_size
@@ -230,7 +230,7 @@ def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
 
 def load_init(init: str, config: vlpt.Config) -> vlpt.Backbone:
     """The backbone that --init names, in the sizes of `config`."""
-    source = init
+    source: Any = init
     if init == "torchvision":
         if not config.backbone.startswith("resnet"):
             plain = "|".join(name for name in BACKBONES if name.startswith("resnet"))
@@ -362,11 +362,12 @@ def cached_backward(
         leaves = [x.detach().requires_grad_() for x in (*features, net.log_scale)]
         contrastive = contrastive_part(*leaves)
         pulls = torch.autograd.grad(contrastive, leaves)
-    char, right, done = torch.zeros_like(contrastive), 0, 0
+    char, right = torch.zeros_like(contrastive), torch.zeros_like(contrastive)
+    done = 0
     for part in parts:
         here = slice(done, done := done + len(part[0]))
-        last = done == len(images)
-        with nullcontext() if last or net is model else model.no_sync():
+        several = isinstance(model, DistributedDataParallel) and done < len(images)
+        with model.no_sync() if several else nullcontext():  # type: ignore[operator]  # of DDP
             output = run_model(model, *part[:2])
             loss = char_part(output.logits, part[2], total)
             char += loss.detach()
@@ -381,7 +382,8 @@ def cached_backward(
 
 def bare(model: nn.Module) -> vlpt.VLPT:
     """The model inside of DistributedDataParallel."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    inside: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    return inside
 
 
 def train_step(
@@ -435,13 +437,13 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
             where = targets != vlpt.IGNORE
             output = run_model(net, images, ids)
             swapped = run_model(net, images.roll(1, 0), ids)
-            counts["right"] = (output.logits.argmax(-1) == targets)[where].sum().item()
-            counts["other"] = (swapped.logits.argmax(-1) == targets)[where].sum().item()
-            counts["masked"] = where.sum().item()
+            counts["right"] = int((output.logits.argmax(-1) == targets)[where].sum())
+            counts["other"] = int((swapped.logits.argmax(-1) == targets)[where].sum())
+            counts["masked"] = int(where.sum())
             features = position, output.image.cpu(), output.text.cpu()
         found.append((counts, features))
     net.train()
-    everywhere = [found]
+    everywhere: list[Any] = [found]
     if dist.is_initialized():
         everywhere = [None] * world()
         dist.all_gather_object(everywhere, found)
@@ -463,14 +465,14 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
 # ----------------------------------------------------------------------------------- the data
 
 
-class Unbroken(torch.utils.data.Dataset):
+class Unbroken(torch.utils.data.Dataset[Any]):
     """Item k is picture k, or the next one that can be read: a list of what went wrong and it."""
 
     def __init__(self, data: data_stub.Pretraining) -> None:
         self.data = data
 
     def __getitem__(self, k: int) -> list[Any]:
-        tried = []
+        tried: list[Any] = []
         while len(tried) < TRIES and not (tried and not isinstance(tried[-1], str)):
             tried.append(self.data[k + len(tried)])
         return tried
@@ -487,7 +489,7 @@ def calm(_worker: int) -> None:
 
 
 def make_loader(
-    data: data_stub.Pretraining, batches: Iterable[Sequence[int]], workers: int, train: bool
+    data: data_stub.Pretraining, batches: Iterable[Any], workers: int, train: bool
 ) -> Iterator[data_stub.Batch]:
     """Batches of these keys; in training a picture that cannot be read is replaced.
 
@@ -511,7 +513,7 @@ def open_data(
     for split, count in (("train", args.samples), ("heldout", args.eval)):
         size = config.image_size
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
-        chosen = ()
+        chosen: tuple[Any, ...] = ()
         if split == "train":  # rendered pictures are varied enough
             chosen = args.subset, args.annotated, args.data != "synth"
         alphabet = vlpt.Alphabet(config.alphabet)
@@ -571,7 +573,7 @@ def fit(
     """
     device, generator = model.log_scale.device, torch.Generator()
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
-    done, state = 0, {}
+    done, state = 0, dict[str, Any]()
     if args.resume:
         done, state = restore(out, args.resume, model, optimizer)
         say(f"resumed after {done * args.batch:,} pictures")
@@ -639,7 +641,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     if backbone is not None:
         model.backbone = backbone
         say(f"started from {args.init}: {load_pool(args.init, model.pool)}")
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({threads} threads)"
     where += f" in each of {world()} processes" * (world() > 1)

@@ -249,7 +249,7 @@ class Log:
         self.chance, self.path, self.board = chance, None, None
         if out is not None and rank() == 0:
             self.path = out / "log.jsonl"
-            self.read(samples)
+            self.read(self.path, samples)
             if board:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -264,10 +264,10 @@ class Log:
         return {"skipped": dict(self.skipped), "outside": self.outside,
                 "nonfinite": self.nonfinite, "seconds": self.elapsed()}  # fmt: skip
 
-    def read(self, samples: int) -> None:
+    def read(self, path: Path, samples: int) -> None:
         """Take up what log.jsonl noted up to a checkpoint; what came after it will come again."""
         kept, known = [], {"step": self.rows, "evaluation": self.evaluations}
-        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        text = path.read_text("utf-8") if path.exists() else ""
         for place, line in enumerate(text.split("\n")[:-1], 1):
             try:  # a last line without its end was cut short, and belongs to a later step
                 entry = json.loads(line)
@@ -277,10 +277,10 @@ class Log:
                     entry = {key: value for key, value in entry.items() if key not in speed}
                     known.get(speed["kind"], []).append(entry)
             except (ValueError, KeyError, TypeError, AttributeError):
-                told = f"{self.path}:{place}: got {line[:80]!r}, wanted a line of this log"
+                told = f"{path}:{place}: got {line[:80]!r}, wanted a line of this log"
                 raise ValueError(told) from None
         self.printed = len(self.rows)
-        write(self.path, "".join(kept).encode())
+        write(path, "".join(kept).encode())
 
     def note(self, kind: str, entry: dict[str, Any]) -> None:
         if self.path is not None:
@@ -315,15 +315,15 @@ class Log:
         """Keep what led to a step that could not be taken."""
         self.nonfinite += 1
         told = {key: str(value) for key, value in terms.items()}  # JSON knows no infinity
-        entry = {"samples": samples, "step": samples // len(pictures)} | told
-        entry |= {"pictures": pictures}
+        entry: dict[str, Any] = {"samples": samples, "step": samples // len(pictures)} | told
+        entry["pictures"] = pictures
         self.note("nonfinite", entry)
         if self.path is not None:
             write(self.path.with_name("nonfinite.json"), json.dumps(entry, indent=1).encode())
 
     def share(self) -> None:
         """Count and note the pictures that any of the processes had to skip."""
-        everywhere = [self.fresh]
+        everywhere: list[Any] = [self.fresh]
         if dist.is_initialized():
             everywhere = [None] * world()
             dist.all_gather_object(everywhere, self.fresh)
@@ -343,7 +343,7 @@ class Log:
                 self.board.add_scalar(f"heldout/{key}", value, samples)
         recent, self.printed = self.rows[self.printed :], len(self.rows)
         keys = ("char", "contrastive", "scale", "acc")
-        mean = [np.mean([row[key] for row in recent]) if recent else math.nan for key in keys]
+        mean = [float(np.mean([row[k] for row in recent])) if recent else math.nan for k in keys]
         line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *mean)
         shares = " ".join(f"{result[k]:6.3f}" for k in ("acc_right", "acc_other", "i2t", "t2i"))
         return f"{line}{' ' * 9}{shares} {speed:6.0f} {wait:6.2f}"
