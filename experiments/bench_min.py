@@ -1,6 +1,14 @@
 """Speed and memory of VLPT's parts, each against a yardstick of the same run.
 
-    python experiments/bench_min.py data --data synthtext:PATH      # from a clone, any folder
+    python experiments/bench_min.py step                            # from a clone, any folder
+    python experiments/bench_min.py data --data synthtext:PATH
+
+`step`: a pre-training step over one of its bare backbone (forward, mean of features, backward,
+AdamW; same pictures, batch, precision, memory layout), and each stage's share. `scale`: what a
+step costs as batch, pictures, words and alphabet grow. `memory`: its peak, and which batches fit
+a GPU. `start`: seconds from `import torch` to the first step. What is compared takes turns in one
+process; figures are medians over the rounds. Seconds are of one core, or of the GPU, and hold for
+the machine named; ratios travel.
 
 `data`: how long a source takes to open, what it costs in memory, and how fast it feeds a model.
 Each part has a process of its own. Memory is Linux's PSS: what a process has for itself and its
@@ -13,20 +21,41 @@ workers together, `added_by_few_mb` the same for 500 pictures of the same source
 import argparse
 import json
 import multiprocessing
+import os
 import pickle
+import platform
 import re
+import subprocess
 import sys
 import tempfile
 import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the clone
 import data_stub
 import vlpt
+from experiments import recompute_min
+
+CLONE = Path(__file__).resolve().parent.parent
+STAGES = ("backbone", "pool", "text", "decoder", "losses", "optimizer")
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16
+GPUS = (16, 24, 80)  # GB
 
 
 def apart(function, *args):
@@ -121,6 +150,312 @@ def bench_data(args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+# ------------------------------------------------------------------------- speed of the model
+
+
+class Job:
+    """A model, its optimiser and one batch of random pixels and words: a step, again and again."""
+
+    def __init__(
+        self, args: argparse.Namespace, config: vlpt.Config | None = None, batch: int | None = None,
+        words: tuple[int, int] | None = None, bare: bool = False, recompute: bool = False,
+    ) -> None:  # fmt: skip
+        import train_min  # here, or workers of `data` would carry it
+
+        preset, scene, lr = train_min.PRESETS[args.preset]
+        config, self.bare, self.device = config or preset, bare, torch.device(args.device)
+        self.batch, self.bf16 = batch or args.batch, args.bf16
+        torch.manual_seed(0)
+        model = vlpt.VLPT(config)
+        if recompute:
+            model.backbone = recompute_min.Recomputed.of(model.backbone)
+        model = model.backbone if bare else model
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = train_min.make_optimizer(self.model, lr, 0.1)
+        rng, shape = np.random.default_rng(0), (self.batch, 3, config.image_size, config.image_size)
+        self.images = torch.randint(256, shape, dtype=torch.uint8).to(self.device)
+        ids = torch.full((self.batch, vlpt.CHARS, vlpt.WORDS), vlpt.PAD)
+        words, chars = (words,) * 2 if words else scene.words, scene.chars
+        for sample in ids:
+            for i in range(min(vlpt.WORDS, rng.integers(words[0], words[1] + 1))):
+                length = rng.integers(chars[0], chars[1] + 1)
+                spelled = rng.integers(vlpt.UNK + 1, len(vlpt.Alphabet(config.alphabet)), length)
+                sample[:length, i] = torch.from_numpy(spelled)
+        self.ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        self.targets = targets.to(self.device)
+
+    def pictures(self) -> Tensor:
+        return vlpt.normalize(self.images).contiguous(memory_format=torch.channels_last)
+
+    def loss(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.bare:
+                return self.model(images)[-1].float().mean()
+            output = self.model(images, self.ids, masked_only=True)
+        return vlpt.total_loss(vlpt.Output(*(x.float() for x in output)), self.targets)
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        self.loss(self.pictures()).backward()
+        self.update()
+
+
+class Stages:
+    """Times each stage of a job's step, forward and backward together.
+
+    The model is cut where stages meet: what leaves a stage is detached, and when its gradient is
+    there it is handed back, from the last stage to the first. The head and the mean over words
+    count as losses.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.cuts, self.last = job, [], 0.0
+        self.seconds: Counter[str] = Counter()
+
+    def lap(self, name: str) -> None:
+        now = clock(self.job.device)
+        self.seconds[name] += now - self.last
+        self.last = now
+
+    def cut(self, name: str, _stage: nn.Module, _inputs: tuple, outputs: Tensor | Iterable[Tensor]):
+        flat = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        leaves = [x.detach().requires_grad_() for x in flat]
+        self.cuts.append((name, flat, leaves))
+        self.lap(name)
+        return leaves[0] if isinstance(outputs, Tensor) else leaves
+
+    def step(self) -> dict[str, float]:
+        """One step; the seconds of each stage."""
+        self.seconds, self.cuts, handles = Counter(), [], []
+        for name in STAGES[:4]:
+            stage = getattr(self.job.model, name)
+            handles.append(stage.register_forward_pre_hook(lambda *_: self.lap("losses")))
+            handles.append(stage.register_forward_hook(partial(self.cut, name)))
+        self.last = clock(self.job.device)
+        images = self.job.pictures()
+        self.lap("backbone")
+        self.job.loss(images).backward()
+        self.lap("losses")
+        for name, outputs, leaves in reversed(self.cuts):
+            pairs = zip(outputs, leaves, strict=True)
+            used = [(x, leaf.grad) for x, leaf in pairs if leaf.grad is not None]
+            torch.autograd.backward(*zip(*used, strict=True))
+            self.lap(name)
+        self.cuts.clear()
+        self.job.update()
+        self.lap("optimizer")
+        for handle in handles:
+            handle.remove()
+        return {name: self.seconds[name] for name in STAGES}
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of this process's cores for the CPU, so that other processes hardly count, or when
+    the GPU is done.
+    """
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def take_turns(calls: dict[str, Callable], repeats: int, device: str) -> dict[str, list]:
+    """Call each in turn, `repeats` rounds after one to warm up: seconds, or what a call returns."""
+    found, where = {name: [] for name in calls}, torch.device(device)
+    for turn in tqdm(range(repeats + 1), unit="round", disable=None, leave=False):
+        for name, call in calls.items():
+            start = clock(where)
+            result = call()
+            seconds = clock(where) - start
+            if turn:
+                found[name].append(seconds if result is None else result)
+    return found
+
+
+def flops(job: Job) -> float:
+    with FlopCounterMode(display=False) as counter:
+        job.step()
+    return counter.get_total_flops()
+
+
+def bench_step(args: argparse.Namespace) -> dict:
+    """A step over the bare backbone's, and the shares of its stages."""
+    full, bare = Job(args), Job(args, bare=True)
+    calls = {"full": full.step, "bare": bare.step, "stages": Stages(full).step}
+    took = take_turns(calls, args.repeats, args.device)
+    ratios = sorted(f / b for f, b in zip(took["full"], took["bare"], strict=True))
+    parts = {name: median(row[name] for row in took["stages"]) for name in STAGES}
+    shares = {name: part / sum(parts.values()) for name, part in parts.items()}
+    work = flops(full)
+    found = {
+        "ratio": median(ratios), "ratio_least": ratios[0], "ratio_most": ratios[-1],
+        "arithmetic_ratio": work / flops(bare), "step_s": median(took["full"]),
+        "bare_s": median(took["bare"]), "shares": shares,
+        "text_side": shares["text"] + shares["decoder"] + shares["losses"],
+        "images_s": full.batch / median(took["full"]), "gflop_image": work / full.batch / 1e9,
+    }  # fmt: skip
+    if args.device == "cuda":
+        del bare  # its memory is not the step's
+        peak = next((v for k, v in PEAK.items() if k in torch.cuda.get_device_name()), None)
+        found["share_of_bf16_peak"] = peak and work / found["step_s"] / peak
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        full.step()
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def bench_scale(args: argparse.Namespace) -> dict:
+    """A step over the preset's, one thing changed at a time."""
+    base = Job(args)
+    config = base.model.config
+    many = "".join(chr(0x4E00 + k) for k in range(5000))
+    jobs = {"as it is": base, "batch x 2": Job(args, batch=2 * args.batch),
+            "side / 2": Job(args, replace(config, image_size=config.image_size // 2)),
+            "side x 1.5": Job(args, replace(config, image_size=config.image_size * 3 // 2)),
+            "1 word an image": Job(args, words=1), "3 words an image": Job(args, words=3),
+            "alphabet of 500": Job(args, replace(config, alphabet=many[:500])),
+            "alphabet of 5000": Job(args, replace(config, alphabet=many))}  # fmt: skip
+    took = take_turns({name: job.step for name, job in jobs.items()}, args.repeats, args.device)
+    rounds = {name: [t / u for t, u in zip(v, took["as it is"], strict=True)]
+              for name, v in took.items()}  # fmt: skip
+    return {"cost": {name: median(ratios) for name, ratios in rounds.items()},
+            "step_s": median(took["as it is"])}  # fmt: skip
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and the most there were; the same on every machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and id(x.untyped_storage()) not in self.alive:
+                storage = x.untyped_storage()
+                self.alive.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def forget(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+def book(args: argparse.Namespace, batch: int, recompute: bool, bf16: bool) -> int:
+    """The most bytes that two steps on the CPU hold, weights and optimiser included."""
+    with Ledger() as ledger:
+        job = Job(argparse.Namespace(**vars(args) | {"device": "cpu", "bf16": bf16}), batch=batch,
+                  recompute=recompute)  # fmt: skip
+        job.step()
+        job.step()
+    return ledger.peak
+
+
+def measure(args: argparse.Namespace, batch: int, recompute: bool) -> float:
+    """What two steps add to the most memory of a process that has built the model, GB."""
+    job = Job(args, batch=batch, recompute=recompute)
+    if args.device == "cuda":
+        job.step()
+        job.step()
+        return torch.cuda.max_memory_allocated() / 1e9
+    before = memory(file="status")["VmHWM"]
+    job.step()
+    job.step()
+    return (memory(file="status")["VmHWM"] - before) / 1e3
+
+
+def bench_memory(args: argparse.Namespace) -> dict:
+    """Peaks as measured and as computed, and the batches that fit, all of the computed peak."""
+    found, few = {}, max(1, args.batch // 2)
+    for recompute in (False, True):
+        name = "recomputed" if recompute else "plain"
+        found[f"{name}_measured_gb"] = apart(measure, args, args.batch, recompute)
+        for bf16 in (False, True):
+            low, high = (book(args, batch, recompute, bf16) for batch in (few, 2 * few))
+            each = (high - low) / few
+            kind = f"{name}_{'bf16' if bf16 else 'float32'}"
+            found[f"{kind}_computed_gb"] = (low + (args.batch - few) * each) / 1e9
+            found[f"{kind}_image_mb"], fixed = each / 1e6, low - few * each
+            found[f"{kind}_fits"] = {  # a tenth is left to workspaces and gaps
+                f"{size} GB": max(0, int((0.9 * size * 1e9 - fixed) / each)) for size in GPUS
+            }
+    return found
+
+
+FIRST_STEP = """
+import json, os, sys, time
+before = time.perf_counter()
+import torch
+loaded = time.perf_counter()
+import train_min, vlpt
+def forward(*_, **__):
+    now = time.perf_counter()
+    print(json.dumps({"import_torch_s": loaded - before, "start_s": now - loaded}), flush=True)
+    os._exit(0)
+vlpt.VLPT.forward = forward
+train_min.main(sys.argv[1:])
+"""
+
+
+def bench_start(args: argparse.Namespace) -> dict:
+    """From `import torch` to the first step of train_min.py on rendered pictures."""
+    options = ["--preset", args.preset, "--batch", str(max(2, args.batch)), "--device", args.device]
+    rows = []
+    for _ in range(args.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_STEP, *options], cwd=folder, check=False,
+                env=os.environ | {"PYTHONPATH": str(CLONE)}, capture_output=True, text=True,
+            )  # fmt: skip
+        if done.returncode:
+            raise ValueError(f"train_min.py stopped: {done.stderr.strip()[-300:]}")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: median(row[key] for row in rows) for key in rows[0]}
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    name = torch.cuda.get_device_name() if device == "cuda" else name
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    return (f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores, load {load:.1f}, "
+            f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")  # fmt: skip
+
+
+def show(found: dict, indent: str = "") -> None:
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            show(value, indent + "  ")
+        else:
+            shown = f"{value:,.3f}" if isinstance(value, float) else value
+            print(f"{indent + key:<32} {shown}")
+
+
+def bench_model(args: argparse.Namespace) -> None:
+    """Run `step`, `scale`, `memory` or `start`, print a table and write --json."""
+    args.batch = args.batch or {"tiny": 64}.get(args.preset, 4)
+    args.bf16 = args.device == "cuda"
+    run = {"step": bench_step, "scale": bench_scale, "memory": bench_memory, "start": bench_start}
+    found = {"machine": machine(args.device)} | run[args.command](args)
+    show({"preset": args.preset, "batch": args.batch} | found)
+    if args.json:
+        args.json.write_text(json.dumps({"args": vars(args)} | found, default=str, indent=1))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -137,10 +472,29 @@ def main(argv: list[str] | None = None) -> None:
     add("--start", choices=methods, default=methods[0], help="how workers start")
     add("--keep-index", action="store_true", help="do not build SynthText's index anew")
     add("--json", action="store_true", help="print one JSON object")
+    for name, text in (
+        ("step", "a step over the bare backbone's, shares of its stages"),
+        ("scale", "cost of a step as batch, pictures, words and alphabet grow"),
+        ("memory", "peak of a step, batches that fit a GPU"),
+        ("start", "seconds from `import torch` to the first step"),
+    ):
+        add = commands.add_parser(name, help=text, description=text).add_argument
+        add("--preset", choices=("tiny", "oclip_rn50"), default="oclip_rn50", help="sizes")
+        add("--batch", type=int, help="pictures a step (default: 64 for tiny, else 4)")
+        add("--repeats", type=int, default=5, help="rounds, of which the median is taken")
+        add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with bfloat16")
+        add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args(argv)
-    if args.batch < 1 or args.pictures <= args.batch or args.workers < 0:
+    if args.command != "data":
+        if (args.batch is not None and args.batch < 1) or args.repeats < 1:
+            parser.error("--batch and --repeats must be at least 1")
+        if args.device == "cuda" and not torch.cuda.is_available():
+            parser.error("--device: got cuda, but torch finds no GPU")
+    elif args.batch < 1 or args.pictures <= args.batch or args.workers < 0:
         parser.error("--pictures must be more than one --batch, --workers not below 0")
     try:
+        if args.command != "data":
+            return bench_model(args)
         found = bench_data(args)
     except (ValueError, OSError) as error:
         sys.exit(f"bench_min.py: error: {error}")
