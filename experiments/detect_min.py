@@ -46,6 +46,7 @@ KERNELS = 7  # n
 BACKBONES = {name: {} for name in ("resnet18", "resnet34", "resnet50", "resnet101",
                                    "clip_resnet50", "clip_resnet101")}  # fmt: skip
 BACKBONES["tiny"] = vlpt.TINY.backbone_size  # a clip_resnet; the others have one size each
+SETTINGS = ("backbone", "width", "long", "smallest", "curved", "score", "device")  # of a detector
 GREY = (114, 114, 114)  # beyond the picture
 SOURCES = "synth, icdar2015:PATH, synthtext:PATH, jsonl:PATH or totaltext:PATH"
 
@@ -504,8 +505,7 @@ def fit(model: PSENet, data: Crops, args: argparse.Namespace) -> list[dict[str, 
 
 def train(args: argparse.Namespace) -> dict:
     """Train on the training half of --data and write runs/NAME/; what was settled and learned."""
-    settings = {key: getattr(args, key) for key in
-                ("backbone", "width", "long", "smallest", "curved", "score", "device")}  # fmt: skip
+    settings = {key: getattr(args, key) for key in SETTINGS}
     torch.manual_seed(args.seed)
     model = build(settings, args.init)
     pages = open_pages(args.data, "train", args.long, args.samples, args.seed)
