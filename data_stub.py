@@ -70,6 +70,7 @@ class Sample(NamedTuple):
     words: list[str]  # as annotated: may be empty, unreadable ones left out
     quads: np.ndarray | None  # (words, 4, 2) float32 pixels x, y, clockwise from the top left
     outside: int = 0  # annotated words that are not here: most of their quad is off the picture
+    ignored: np.ndarray | None = None  # (regions, 4, 2): text that is no word and no background
 
 
 class Source(Sequence, ABC):
@@ -424,6 +425,7 @@ class Item(NamedTuple):
     words: list[str]
     quads: np.ndarray | None  # (words, 4, 2) pixels
     left_out: tuple[str, ...] = ()  # what of its annotation is not here
+    ignored: np.ndarray | None = None  # (regions, 4, 2) pixels
 
 
 class Folder(Source):
@@ -451,10 +453,10 @@ class Folder(Source):
         return len(self.items)
 
     def read(self, index: int, least: int | None = None) -> Sample:
-        path, words, quads, _ = self.items[index]
+        path, words, quads, _, ignored = self.items[index]
         image, scale = open_image(path, least)
-        quads = quads if quads is None else quads * np.float32(scale)
-        return Sample(np.array(image), words, quads)
+        quads, ignored = (x if x is None else x * np.float32(scale) for x in (quads, ignored))
+        return Sample(np.array(image), words, quads, ignored=ignored)
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
         return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
@@ -529,7 +531,7 @@ class ICDAR2015(Folder):
         return int(digits)
 
     def read_item(self, image: Path, label: Path) -> Item:
-        words, quads, left_out = [], [], []
+        words, quads, ignored = [], [], []
         for number, line in enumerate(read_lines(label, self.TREE), 1):
             fields = line.split(",", 8)  # a transcription may hold commas
             try:
@@ -538,12 +540,13 @@ class ICDAR2015(Folder):
                 wanted = "x1,y1,x2,y2,x3,y3,x4,y4,text"
                 raise ValueError(f"{label}:{number}: got {line!r}, wanted {wanted}") from None
             if word == "###":
-                left_out.append("words marked unreadable")
+                ignored.append(quad)
             else:
                 words.append(word)
                 quads.append(quad)
-        quads = np.array(quads, np.float32).reshape(-1, 4, 2)
-        return Item(image, words, quads, tuple(left_out))
+        quads, ignored = (np.array(x, np.float32).reshape(-1, 4, 2) for x in (quads, ignored))
+        left_out = ("words marked unreadable",) * len(ignored)
+        return Item(image, words, quads, left_out, ignored)
 
 
 class JsonLines(Folder):

@@ -42,6 +42,7 @@ from tqdm import tqdm
 import data_stub
 import vlpt
 from experiments import report_min
+from experiments.recompute_min import Recomputed
 from experiments.run_min import (
     Log,
     Stopped,
@@ -139,6 +140,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--accumulate", type=number(int, 1), default=1, metavar="K",
         help="run each process's part of the batch in K pieces, twice: less memory, the gradient "
         "of the whole batch (GradCache), batch statistics of a piece")  # fmt: skip
+    add(
+        "--recompute",
+        action="store_true",
+        help="keep less of the backbone between forward and backward, compute it again instead",
+    )
     add("--lr", type=number(float, 0, above=True), default=preset,
         help="largest learning rate (default: 1e-3 for tiny, 1e-4 for oclip_rn50)")  # fmt: skip
     add("--warmup", type=number(int, 0), default=150,
@@ -641,6 +647,8 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     if backbone is not None:
         model.backbone = backbone
         say(f"started from {args.init}: {load_pool(args.init, model.pool)}")
+    if args.recompute:
+        model.backbone = Recomputed.of(model.backbone)
     model.to(device).to(memory_format=torch.channels_last)
     size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({threads} threads)"

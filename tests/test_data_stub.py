@@ -237,6 +237,8 @@ class TestFolders:
         assert [s.words for s in train] == [["word2", "a,b"], ["word10", "a,b"], ["word800", "a,b"]]
         assert [s.words[0] for s in held] == ["word801", "word1000"]
         assert train[0].quads[0].tolist() == [[1, 2], [9, 2], [9, 6], [1, 6]]
+        assert train[0].ignored.tolist() == [[[1, 2], [9, 2], [9, 6], [1, 6]]]
+        assert train.read(0, 16).ignored[0, 1].tolist() == [4.5, 1]  # decoded at half its size
         assert (train.notes, held.notes) == (
             {"words marked unreadable": 3}, {"words marked unreadable": 2},
         )  # fmt: skip

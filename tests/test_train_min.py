@@ -265,6 +265,20 @@ class TestRuns:
             steps.append(steps_of(self.out))
         assert steps[0] == steps[1] == steps[2]
 
+    @pytest.mark.parametrize("options", [["--recompute"], ["--accumulate", "4"]])
+    def test_less_memory_gives_a_run_of_the_same_kind(self, options):
+        train_min.main(QUICK)
+        plain = steps_of(self.out)
+        train_min.main([*AGAIN, *options])
+        spared = steps_of(self.out)
+        assert [row["samples"] for row in spared] == [row["samples"] for row in plain]
+        for key in ("char", "contrastive", "norm"):
+            same = spared[0][key] == pytest.approx(plain[0][key], rel=1e-3)
+            assert same == (options == ["--recompute"])  # pieces have statistics of their own
+        model = vlpt.VLPT(vlpt.TINY)
+        held = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(held["state_dict"])
+
     def test_another_seed_changes_the_run(self):
         steps = []
         for seed in ("0", "1"):

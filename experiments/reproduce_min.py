@@ -1,0 +1,647 @@
+"""The paper's tables in small: does this pre-training help a detector, and which part of it?
+
+    python experiments/reproduce_min.py a --scale cpu       # from scratch against pre-trained
+    python experiments/reproduce_min.py b --scale cpu       # CAE, +BCL, +VTD, all, sentence encoder
+    python experiments/reproduce_min.py c --scale cpu       # 25, 50, 75, 100 % of words annotated
+    python experiments/reproduce_min.py d --scale cpu       # attention that falls on text, pictures
+    python experiments/reproduce_min.py summary --scale cpu # experiments/results.json
+    python experiments/reproduce_min.py check-readme        # README's table is that file's
+
+Each run leaves one JSON file in runs/reproduce/SCALE/; runs that have one are not repeated, so a
+table continues where it was stopped. `--dry-run` prints a table's runs. Beside the runs lie
+a.md, a.json, a.png and so on.
+
+The protocol, written before the comparison was run:
+- Both arms, "scratch" and "pre-trained", differ in the backbone's first weights and their learning
+  rate, nothing else. Budget, sizes and the least score of a detection were set on the scratch arm.
+- Each arm's learning rate is the better one of the same grid, on photographs img_701 .. img_800,
+  after training on 100 of img_1 .. img_700.
+- Detectors are trained on 100, 200 and all 800 of img_1 .. img_800, the same for the same seed, and
+  scored once, after the last step, on img_801 .. img_1000. Every seed that was run is counted.
+- Pre-training sees rendered pictures with their words, and the training photographs with their
+  transcriptions; their boxes are taken away before (`WithoutQuads`).
+- The test is a paired one over the seeds, two-sided (scipy.stats.ttest_rel).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.stats import ttest_rel
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the clone
+import data_stub
+import train_min
+import vlpt
+from experiments import detect_min
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = Path("runs/reproduce")
+RESULTS = ROOT / "experiments/results.json"
+PATHS = {  # where data lie, from the environment
+    "icdar2015": os.getenv("VLPT_ICDAR2015", str(ROOT.parent / "shared/data/icdar2015")),
+    "synthtext": os.getenv("VLPT_SYNTHTEXT", "SynthText"),
+    "totaltext": os.getenv("VLPT_TOTALTEXT", "Total-Text"),
+}
+ALNUM = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ARMS = {"scratch": "", "pre-trained": "pre-all"}  # and the pre-training that each starts from
+VARIANTS = {  # table b: fields of Config, and the paper's F-score
+    "CAE": ({"decoder": "none", "contrastive": False}, 82.6),
+    "CAE + BCL": ({"decoder": "none"}, 82.9),
+    "CAE + VTD": ({"contrastive": False}, 83.9),
+    "all": ({}, 85.5),
+    "sentence encoder": ({"text_encoder": "sentence"}, None),
+}
+SHARES = {0.25: 84.8, 0.5: 85.2, 0.75: 85.4, 1.0: 85.5}  # table c, and the paper's F-score
+PAPER = "paper: PSENet, ResNet-50, Total-Text, pre-trained on SynthText: other data, other scale"
+TABLES = {
+    "a": "F-score in %, from scratch and pre-trained, mean ± sd of the seeds",
+    "b": "F-score in % by what is pre-trained with, mean ± sd of the seeds",
+    "c": "F-score in % by the share of the words annotated, mean ± sd of the seeds",
+    "d": "Share in % of the pooled attention within the words of held-out rendered pictures",
+}
+
+
+# ------------------------------------------------------------------------------------- the scales
+
+
+class Feed(NamedTuple):
+    """Where a stage of pre-training takes pictures from."""
+
+    data: str  # "synth", or a key of PATHS
+    size: int  # height = width, pixels
+    batch: int
+    scene: data_stub.Scene = data_stub.Scene()  # of "synth"
+
+
+class Stage(NamedTuple):
+    """A part of pre-training, with a warm-up and a cosine to zero of its own."""
+
+    feeds: tuple[Feed, ...]  # one step on each in turn
+    rounds: int
+    lr: float
+
+
+class Task(NamedTuple):
+    """What a detector is trained and scored on."""
+
+    data: str
+    long: int  # longer side of a picture, pixels
+    crop: int  # side of a training crop, pixels
+    samples: int  # crops to train on
+    batch: int
+    count: int  # pictures to score on, at most
+    smallest: float = 0.4  # rate of the smallest kernel
+    curved: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    config: vlpt.Config
+    backbone: str  # detect_min.py's name of it
+    width: int  # channels of the detector's pyramid
+    start: tuple[str, ...] | None  # a run of train_min.py; its backbone and pool begin `stages`
+    stages: tuple[Stage, ...]  # of table a
+    short: tuple[Stage, ...]  # of tables b, c and d, from random weights
+    task: Task  # real photographs
+    rendered: Task | None
+    subsets: tuple[int | None, ...]  # photographs to train on, None for all
+    part: int | None  # the one of them for tables b and c
+    rates: tuple[float, ...]  # the grid of learning rates
+    seeds: tuple[int, ...]
+    device: str = "cpu"
+    status: str = ""
+
+
+one_word = data_stub.Scene(alphabet=ALNUM, kinds=("random", "random", "list", "number"),
+                           words=(1, 1), chars=(1, 4), height=(0.22, 0.45), tilt=10.0)  # fmt: skip
+two_words = data_stub.Scene(alphabet=ALNUM, kinds=("random", "list", "pseudo", "number"),
+                            words=(1, 2), chars=(1, 5), height=(0.14, 0.4), tilt=15.0)  # fmt: skip
+
+SCALES = {
+    "cpu": Scale(
+        config=dataclasses.replace(vlpt.TINY, alphabet=ALNUM), backbone="tiny", width=32,
+        start=("--preset", "tiny"),  # the demo
+        stages=(
+            Stage((Feed("synth", 64, 64, one_word),), 700, 1e-3),
+            Stage((Feed("synth", 64, 64, two_words),), 200, 1e-3),
+            Stage((Feed("synth", 64, 64, two_words), Feed("icdar2015", 448, 6)), 60, 5e-4),
+        ),
+        short=(
+            Stage((Feed("synth", 64, 64, data_stub.DIGITS),), 500, 1e-3),
+            Stage((Feed("synth", 64, 64, two_words),), 300, 1e-3),
+        ),
+        task=Task("icdar2015", long=640, crop=160, samples=1600, batch=4, count=200),
+        rendered=Task("synth", long=192, crop=160, samples=800, batch=4, count=200),
+        subsets=(100, 200, None), part=100, rates=(1e-3, 3e-3), seeds=(0, 1, 2),
+    ),
+    "gpu": Scale(
+        config=vlpt.OCLIP_RN50, backbone="clip_resnet50", width=256,
+        start=None, stages=(Stage((Feed("synthtext", 512, 80),), 30_000, 1e-4),),
+        short=(Stage((Feed("synthtext", 512, 80),), 10_000, 1e-4),),
+        task=Task("totaltext", long=1280, crop=640, samples=48_000, batch=16, count=300,
+                  smallest=0.7, curved=True),
+        rendered=None, subsets=(None,), part=None, rates=(1e-4, 3e-4), seeds=(0, 1, 2),
+        device="cuda", status="not run",
+    ),
+    "smoke": Scale(  # for the tests: seconds, means nothing
+        config=dataclasses.replace(vlpt.TINY, alphabet=ALNUM), backbone="tiny", width=8,
+        start=("--samples", "4", "--batch", "2", "--eval", "4"),
+        stages=(Stage((Feed("synth", 64, 4, one_word), Feed("icdar2015", 64, 2)), 2, 1e-3),),
+        short=(Stage((Feed("synth", 64, 4, two_words),), 1, 1e-3),),
+        task=Task("icdar2015", long=64, crop=64, samples=4, batch=2, count=2),
+        rendered=Task("synth", long=64, crop=64, samples=4, batch=2, count=2),
+        subsets=(2, None), part=2, rates=(1e-3, 3e-3), seeds=(0, 1),
+    ),
+}  # fmt: skip
+
+# ---------------------------------------------------------------------------------------- the jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, with a file of its own."""
+
+    name: str
+    kind: str  # "pretrain", "rate" (of learning, to choose one), "finetune", "attention"
+    label: str  # of its row
+    arm: str = ""
+    seed: int = 0
+    init: str = ""  # the pre-training to start from, a job's name
+    stages: str = ""  # pretrain: which field of the scale
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # pretrain: of Config
+    annotated: float = 1.0  # pretrain: share of the words
+    rendered: bool = False  # finetune: on rendered pictures, not on photographs
+    subset: int | None = None  # finetune: training photographs
+    lr: float | None = None  # finetune; None for the arm's best one
+
+
+def list_jobs(table: str, scale: Scale) -> list[Job]:
+    """What a table needs, in order; a seed is complete before the next one begins."""
+    jobs = [Job("pre-all", "pretrain", "all", stages="stages")]
+    arms = ARMS if table == "a" else ("pre-trained",)
+    for lr in scale.rates:
+        for arm in arms:
+            name, label = f"rate-{arm}-{lr}", f"lr {lr}"
+            jobs.append(Job(name, "rate", label, arm, 100, ARMS[arm], subset=scale.part, lr=lr))
+    if table == "a":
+        for seed in scale.seeds:
+            places = [(f"{n or 'all'} photographs", f"{n or 'all'}", n) for n in scale.subsets]
+            for arm, init in ARMS.items():
+                for label, key, n in places:
+                    name = f"a-{key}-{arm}-{seed}"
+                    jobs.append(Job(name, "finetune", label, arm, seed, init, subset=n))
+                if scale.rendered:
+                    name, label = f"a-rendered-{arm}-{seed}", "rendered pictures"
+                    jobs.append(Job(name, "finetune", label, arm, seed, init, rendered=True))
+        return jobs
+    if table == "c":
+        rows = {f"{share:.0%}": ({}, share) for share in SHARES}
+    else:
+        rows = {name: (fields, 1.0) for name, (fields, _) in VARIANTS.items()}
+    if table == "d":
+        jobs, rows = [], {name: rows[name] for name in ("all", "sentence encoder")}
+    starts = {
+        label: "short-" + label.replace("100%", "all").replace(" ", "").replace("%", "")
+        for label in rows
+    }
+    for label, (fields, share) in rows.items():
+        jobs.append(Job(starts[label], "pretrain", label, stages="short", fields=fields,
+                        annotated=share))  # fmt: skip
+    if table == "d":
+        starts |= {"untrained": ""}
+        return jobs + [Job(f"d-{init or 'untrained'}", "attention", label, label, 0, init)
+                       for label, init in starts.items()]  # fmt: skip
+    return jobs + [
+        Job(f"{table}-{init}-{seed}", "finetune", label, "pre-trained", seed, init,
+            subset=scale.part)
+        for seed in scale.seeds for label, init in starts.items()
+    ]  # fmt: skip
+
+
+def run_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
+    """Run what has not been run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    actions = {"pretrain": pretrain, "rate": finetune, "finetune": finetune, "attention": attention}
+    for number, job in enumerate(jobs, 1):
+        path = folder / f"{job.name}.json"
+        if path.exists():
+            print(f"{number}/{len(jobs)} {job.name}: done before")
+            continue
+        print(f"{number}/{len(jobs)} {job.name}", flush=True)
+        start = time.time()
+        result = actions[job.kind](job, scale, folder)
+        record = {
+            "job": dataclasses.asdict(job), "result": result, "seconds": round(time.time() - start),
+            "date": time.strftime("%Y-%m-%d"), "machine": machine(scale.device),
+        }  # fmt: skip
+        detect_min.write(path, json.dumps(record, indent=1).encode())
+        shown = {k: v for k, v in result.items() if k in ("f", "precision", "recall", "share")}
+        print(f"  {shown} in {record['seconds']} s", flush=True)
+
+
+def machine(device: str) -> str:
+    cuda = device == "cuda"
+    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def read_run(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a run's JSON ({error}); remove it to run it again") from None
+
+
+def locate(data: str) -> str:
+    return data if data == "synth" else f"{data}:{PATHS[data]}"
+
+
+# ------------------------------------------------------------------------------------- pre-training
+
+
+class WithoutQuads(data_stub.Source):
+    """A source whose samples have lost their boxes, so that nothing can learn from them."""
+
+    def __init__(self, source: data_stub.Source) -> None:
+        self.source, self.root, self.notes = source, source.root, source.notes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+        return self.source.learnable(alphabet, notes)
+
+    def characters(self) -> Counter:
+        return self.source.characters()
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def read(self, index: int, least: int | None = None) -> data_stub.Sample:
+        return self.source.read(index, least)._replace(quads=None, ignored=None)
+
+
+def open_feed(
+    feed: Feed, split: str, alphabet: str, count: int, seed: int, annotated: float = 1.0
+) -> data_stub.Pretraining:
+    """One half of a feed; `count` is of rendered pictures."""
+    source = data_stub.open_source(locate(feed.data), split, feed.size, count, seed, feed.scene)
+    if feed.data != "synth":
+        source = WithoutQuads(source)
+    characters, trains = vlpt.Alphabet(alphabet), split == "train"
+    return data_stub.Pretraining(
+        source, characters, feed.size, seed, annotated=annotated if trains else 1.0,
+        augment=trains and feed.data != "synth",
+    )  # fmt: skip
+
+
+def pretrain(job: Job, scale: Scale, folder: Path) -> dict:
+    """Pre-train as a job says and leave a checkpoint that `detect_min.py --init` reads."""
+    config = dataclasses.replace(scale.config, **job.fields)
+    torch.manual_seed(job.seed)
+    model, found = vlpt.VLPT(config), {}
+    if job.stages == "stages" and scale.start is not None:
+        start = folder / "start"
+        if not (start / "metrics.json").exists():
+            train_min.main([*scale.start, "--name", str(start.relative_to("runs"))])
+        model.backbone = train_min.load_init(str(start), config)
+        train_min.load_pool(str(start), model.pool)
+    model.to(scale.device, memory_format=torch.channels_last)
+    for number, stage in enumerate(getattr(scale, job.stages)):
+        part = folder / f"{job.name}-{number}.pt"
+        if part.exists():  # stopped after this stage
+            held = vlpt.read_checkpoint(part)
+            model.load_state_dict(held["state_dict"])
+            found = held["found"]
+            continue
+        found[f"stage {number}"] = run_stage(model, stage, job.seed + number, job.annotated)
+        print(f"  stage {number}: {json.dumps(found[f'stage {number}'])}", flush=True)
+        save(part, model, found)
+    save(folder / f"{job.name}.pt", model, found)
+    return found
+
+
+def save(path: Path, model: vlpt.VLPT, found: dict) -> None:
+    part, config = path.with_name(path.name + ".part"), dataclasses.asdict(model.config)
+    torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, part)
+    part.replace(path)
+
+
+def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict:
+    """Train on each feed in turn; what is read in held-out pictures of each feed afterwards."""
+    device, alphabet = model.log_scale.device, model.config.alphabet
+    optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
+    generator = torch.Generator().manual_seed(seed + 1)
+    loaders = []
+    for feed in stage.feeds:
+        data = open_feed(feed, "train", alphabet, feed.batch * stage.rounds, seed, annotated)
+        keys = [range(k * feed.batch, (k + 1) * feed.batch) for k in range(stage.rounds)]
+        loaders.append(train_min.make_loader(data, keys, 1))
+    for step in tqdm(range(stage.rounds), disable=None, leave=False):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * train_min.lr_at(
+                step, stage.rounds, min(100, stage.rounds // 5)
+            )
+        for loader in loaders:
+            batch = next(loader)
+            ids, targets = vlpt.mask_one_char(batch.ids, generator)
+            tensors = (x.to(device) for x in (batch.images, ids, targets))
+            train_min.train_step(model, optimizer, *tensors)
+    found = {}
+    for feed in stage.feeds:
+        held = open_feed(feed, "heldout", alphabet, 512, seed)
+        count = min(512, len(held.indices))
+        keys = np.array_split(np.arange(count), max(1, count // feed.batch))
+        result = train_min.evaluate(model, train_min.make_loader(held, keys, 1), 0)
+        found[feed.data] = {key: round(value, 4) for key, value in result.items()}
+    return found
+
+
+# ------------------------------------------------------------------------------------- detection
+
+
+class Part(Sequence):
+    """Some of the pages of a source."""
+
+    def __init__(self, pages: Sequence, indices: Sequence[int]) -> None:
+        self.pages, self.indices = pages, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, k: int) -> detect_min.Page:
+        return self.pages[self.indices[k]]
+
+    def name(self, k: int) -> str:
+        return self.pages.name(self.indices[k])
+
+
+def finetune(job: Job, scale: Scale, folder: Path) -> dict:
+    """Train a detector as a job says; its score on pictures that it has not seen."""
+    task = scale.rendered if job.rendered else scale.task
+    spec = locate(task.data)
+    train = detect_min.open_pages(spec, "train", task.long, task.samples, job.seed)
+    test = detect_min.open_pages(spec, "heldout", task.long, task.count)
+    if job.kind == "rate":  # the last eighth of the training half judges the learning rate
+        cut = len(train) * 7 // 8
+        train, test = Part(train, range(cut)), Part(train, range(cut, len(train)))
+    options = ["train", "--lr", job.lr or choose_rate(job, folder), "--samples", task.samples,
+               "--batch", task.batch, "--workers", 0, "--long", task.long, "--crop", task.crop,
+               "--width", scale.width, "--smallest", task.smallest, "--seed", job.seed,
+               "--backbone", scale.backbone, "--device", scale.device]  # fmt: skip
+    args = detect_min.parse_args([*map(str, options), *["--curved"] * task.curved])
+    settings = {key: getattr(args, key) for key in detect_min.SETTINGS}
+    torch.manual_seed(job.seed)
+    init = str(folder / f"{job.init}.pt") if job.init else None
+    model = detect_min.build(settings, init)
+    crops = detect_min.Crops(train, job.subset, task.long, task.crop, task.smallest, job.seed)
+    rows = detect_min.fit(model, crops, args)
+    some = Part(test, range(min(task.count, len(test))))
+    return detect_min.evaluate(model, some, settings) | {"lr": args.lr, "losses": rows}
+
+
+def choose_rate(job: Job, folder: Path) -> float:
+    """The learning rate of an arm's grid with the best score."""
+    held = [read_run(path) for path in sorted(folder.glob("rate-*.json"))]
+    tried = {
+        run["result"]["lr"]: run["result"]["f"] for run in held if run["job"]["arm"] == job.arm
+    }
+    return max(sorted(tried), key=tried.get)
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+@torch.no_grad()
+def attention(job: Job, scale: Scale, folder: Path) -> dict:
+    """The share of the pooled attention that falls inside the words' quads of held-out pictures."""
+    feed = scale.short[-1].feeds[0]
+    torch.manual_seed(job.seed)
+    held = vlpt.read_checkpoint(folder / f"{job.init}.pt") if job.init else None
+    model = vlpt.VLPT(vlpt.Config(**held["config"]) if held else scale.config).eval()
+    if held:
+        model.load_state_dict(held["state_dict"])
+    spec = locate(feed.data)
+    source = data_stub.open_source(spec, "heldout", feed.size, 200, 0, feed.scene)
+    alphabet, shares, areas, shown = vlpt.Alphabet(model.config.alphabet), [], [], []
+    for k in range(min(200, len(source))):
+        sample = source[k]
+        image = Image.fromarray(sample.image).resize((feed.size, feed.size))
+        quads = sample.quads * feed.size / np.array(sample.image.shape[1::-1])
+        inside = np.zeros((feed.size, feed.size), np.uint8)
+        cv2.fillPoly(inside, list(np.rint(quads).astype(np.int32)), 1)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        pooled, _ = model.attention_maps(vlpt.normalize(pixels), alphabet.encode(["a"])[None])
+        heat = np.kron(pooled[0], np.ones((feed.size // pooled.shape[1],) * 2))
+        shares.append(float((heat * inside).sum() / heat.sum()))
+        areas.append(float(inside.mean()))
+        shown.append((sample.image, heat))
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axes, (image, heat) in zip(figure.subplots(2, 6).T.reshape(-1, 2), shown, strict=False):
+        axes[0].imshow(image)
+        axes[1].imshow(heat, "inferno")
+        for one in axes:
+            one.axis("off")
+    figure.suptitle(f"pooled attention, {job.arm}")
+    figure.savefig(folder / f"{job.name}.png", dpi=100)
+    return {"share": float(np.mean(shares)), "area": float(np.mean(areas)), "pictures": len(shares)}
+
+
+# ---------------------------------------------------------------------------------------- reports
+
+
+def collect(table: str, scale: Scale, folder: Path) -> list[dict]:
+    """The rows of a table: for each arm the values of its seeds, in order, in %."""
+    rows: dict[str, dict] = {}
+    for job in list_jobs(table, scale):
+        if job.kind not in ("finetune", "attention"):
+            continue
+        row = rows.setdefault(job.label, {"label": job.label, "values": {}, "paper": None})
+        path = folder / f"{job.name}.json"
+        if not path.exists():
+            continue
+        run = read_run(path)
+        value = run["result"]["f" if job.kind == "finetune" else "share"]
+        row["values"].setdefault(job.arm, {})[str(job.seed)] = round(100 * value, 2)
+        row["lr"] = row.get("lr", {}) | {job.arm: run["result"].get("lr")}
+        if job.kind == "attention":
+            row["area"] = round(100 * run["result"]["area"], 2)
+    for label, (_, paper) in VARIANTS.items():
+        if table == "b":
+            rows[label]["paper"] = paper
+    for share, paper in SHARES.items():
+        if table == "c":
+            rows[f"{share:.0%}"]["paper"] = paper
+    return list(rows.values())
+
+
+def spread(values: dict[str, float]) -> str:
+    numbers = list(values.values())
+    if not numbers:
+        return "not run"
+    more = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else " (1 seed)"
+    return f"{np.mean(numbers):.1f}{more}"
+
+
+def compare(row: dict) -> str:
+    """Pre-trained minus scratch over the seeds that both have, and the paired test's p."""
+    one, other = (row["values"].get(arm, {}) for arm in ARMS)
+    seeds = [seed for seed in one if seed in other]
+    if not seeds:
+        return "not run"
+    gaps = [other[seed] - one[seed] for seed in seeds]
+    if len(seeds) < 2:
+        return f"{gaps[0]:+.1f} (1 seed)"
+    p = ttest_rel([other[seed] for seed in seeds], [one[seed] for seed in seeds]).pvalue
+    return f"{np.mean(gaps):+.1f} ± {np.std(gaps, ddof=1):.1f} (n = {len(seeds)}, p = {p:.2g})"
+
+
+def to_markdown(table: str, rows: Sequence[dict]) -> list[str]:
+    """A table's lines."""
+    if table == "a":
+        lines = [
+            "| detector trained on | from scratch | pre-trained | difference |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            cells = (spread(row["values"].get(arm, {})) for arm in ARMS)
+            lines.append(f"| {' | '.join((row['label'], *cells, compare(row)))} |")
+        return lines
+    if table == "d":
+        lines = [
+            "| text encoder | attention on words | words' share of the area |",
+            "|---|---|---|",
+        ]
+        for row in rows:
+            value = next(iter(row["values"].values()), {})
+            area = f"{row['area']:.1f}" if "area" in row else "not run"
+            lines.append(f"| {row['label']} | {spread(value).removesuffix(' (1 seed)')} | {area} |")
+        return lines
+    lines = ["| pre-trained with | this | paper |", "|---|---|---|"]
+    for row in rows:
+        value = next(iter(row["values"].values()), {})
+        lines.append(f"| {row['label']} | {spread(value)} | {row['paper'] or '-'} |")
+    return lines
+
+
+def plot(path: Path, table: str, rows: Sequence[dict]) -> None:
+    """Each seed's value as a dot, the means as bars."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(arm for row in rows for arm in row["values"]))
+    grouped = table == "a"
+    for k, arm in enumerate(arms if grouped else [None]):
+        for x, row in enumerate(rows):
+            value = (
+                row["values"].get(arm, {}) if grouped else next(iter(row["values"].values()), {})
+            )
+            numbers = list(value.values())
+            if numbers:
+                at, color = x + 0.35 * k, f"C{k}"
+                name = arm if grouped and not x else None
+                axes.bar(at, np.mean(numbers), 0.3, color=color, alpha=0.5, label=name)
+                axes.plot([at] * len(numbers), numbers, "o", color=color)
+    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    axes.set_title(TABLES[table], fontsize=10)
+    if grouped and arms:
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def report(table: str, name: str, folder: Path) -> list[str]:
+    """Write a table's files beside its runs; its Markdown."""
+    rows, scale = collect(table, SCALES[name], folder), SCALES[name]
+    lines = [f"{TABLES[table]} (--scale {name})", "", *to_markdown(table, rows)]
+    lines += ["", PAPER] if table in "bc" else []
+    lines += ["", f"Status: {scale.status}"] if scale.status else []
+    detect_min.write(folder / f"{table}.md", ("\n".join(lines) + "\n").encode())
+    detect_min.write(folder / f"{table}.json", json.dumps(rows, indent=1).encode())
+    plot(folder / f"{table}.png", table, rows)
+    return lines
+
+
+def summary(name: str, folder: Path) -> None:
+    """Put all tables of a scale into one small file, the one README's table is made of."""
+    runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
+    runs = [run for run in runs if "job" in run]
+    if not runs:
+        raise ValueError(f"{folder}: got no runs, wanted some; see reproduce_min.py a")
+    found = {
+        "scale": name, "machines": sorted({run["machine"] for run in runs}),
+        "dates": sorted({run["date"] for run in runs}),
+        "hours": round(sum(run["seconds"] for run in runs) / 3600, 2),
+        "pretraining": {run["job"]["name"]: run["result"] for run in runs
+                        if run["job"]["kind"] == "pretrain"},
+        "tables": {table: collect(table, SCALES[name], folder) for table in TABLES},
+    }  # fmt: skip
+    detect_min.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+    print(f"wrote {RESULTS}")
+
+
+def readme_lines(results: dict) -> list[str]:
+    """What README shows of results.json."""
+    return to_markdown("a", results["tables"]["a"])
+
+
+def check_readme() -> None:
+    """Stop unless README's table between its two marks is that of results.json."""
+    wanted = readme_lines(json.loads(RESULTS.read_text()))
+    text = (ROOT / "README.md").read_text()
+    _, found, rest = text.partition("<!-- results -->\n")
+    got = rest.partition("<!-- /results -->")[0].strip().splitlines()
+    if not found or got != wanted:
+        table = "\n".join(["<!-- results -->", *wanted, "<!-- /results -->"])
+        raise ValueError(f"README.md: its table is not that of {RESULTS.name}; wanted\n{table}")
+    print(f"README.md agrees with {RESULTS.name}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("table", choices=(*TABLES, "summary", "check-readme"), help="what to run or to write")
+    add("--scale", choices=SCALES, default="cpu", help="cpu: hours on 2 cores; gpu: not run yet")
+    add("--dry-run", action="store_true", help="print the runs of a table and stop")
+    add("--only", default="", metavar="TEXT", help="only the runs whose name holds this")
+    args = parser.parse_args(argv)
+    scale, folder = SCALES[args.scale], RUNS / args.scale
+    try:
+        if args.table == "check-readme":
+            return check_readme()
+        if args.table == "summary":
+            return summary(args.scale, folder)
+        jobs = [job for job in list_jobs(args.table, scale) if args.only in job.name]
+        if args.dry_run:
+            for job in jobs:
+                done = "done" if (folder / f"{job.name}.json").exists() else "to run"
+                changed = {
+                    k: v for k, v in dataclasses.asdict(job).items() if v not in ("", None, {})
+                }
+                print(f"{done:<7}", *(f"{k}={v}" for k, v in changed.items()))
+            return None
+        run_jobs(jobs, scale, folder)
+        print("\n".join(report(args.table, args.scale, folder)))
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"reproduce_min.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("reproduce_min.py: stopped; the same command goes on from here")
+    return None
+
+
+if __name__ == "__main__":
+    main()

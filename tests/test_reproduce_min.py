@@ -1,0 +1,269 @@
+"""Tests of experiments/reproduce_min.py: the runs of a table, what they share, what is reported."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ttest_rel
+
+import data_stub
+import train_min
+import vlpt
+from experiments import detect_min
+from experiments import reproduce_min as rm
+
+SMOKE = rm.SCALES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A folder with a few photographs in which table a was run at the scale that means nothing."""
+    root = tmp_path_factory.mktemp("reproduce")
+    images = root / "ic/ch4_training_images"
+    labels = root / "ic/ch4_training_localization_transcription_gt"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for n in (*range(1, 18), 801, 802, 803):
+        Image.new("RGB", (96, 64), (5 * n % 256, 80, 90)).save(images / f"img_{n}.jpg")
+        (labels / f"gt_img_{n}.txt").write_text("10,10,50,10,50,30,10,30,word\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setitem(rm.PATHS, "icdar2015", "ic")
+        rm.main(["a", "--scale", "smoke"])
+    return root
+
+
+@pytest.fixture
+def inside(ran, monkeypatch):
+    monkeypatch.chdir(ran)
+    monkeypatch.setitem(rm.PATHS, "icdar2015", "ic")
+    return ran / "runs/reproduce/smoke"
+
+
+class TestJobs:
+    @pytest.mark.parametrize("scale", rm.SCALES)
+    @pytest.mark.parametrize("table", rm.TABLES)
+    def test_each_has_a_name_of_its_own_and_starts_from_an_earlier_one(self, table, scale):
+        jobs = rm.list_jobs(table, rm.SCALES[scale])
+        names = [job.name for job in jobs]
+        assert len(set(names)) == len(names) and not any(set(name) & set(" /%") for name in names)
+        for k, job in enumerate(jobs):
+            assert job.init == "" or job.init in names[:k]
+            json.dumps(dataclasses.asdict(job))
+
+    def test_the_two_arms_differ_in_their_start_alone(self):
+        jobs = [job for job in rm.list_jobs("a", rm.SCALES["cpu"]) if job.kind == "finetune"]
+        arms = [
+            [dataclasses.replace(j, name="", arm="", init="") for j in jobs if j.arm == arm]
+            for arm in rm.ARMS
+        ]
+        assert arms[0] == arms[1] and len(arms[0]) == 3 * 4
+        assert {job.init for job in jobs if job.arm == "scratch"} == {""}
+        assert {job.subset for job in jobs if not job.rendered} == {100, 200, None}
+        assert len({job.seed for job in jobs}) >= 3
+
+    def test_each_ablation_changes_what_its_name_says(self):
+        jobs = {j.label: j for j in rm.list_jobs("b", SMOKE) if j.stages == "short"}
+        configs = {label: vlpt.Config(**job.fields) for label, job in jobs.items()}
+        assert configs["all"] == vlpt.Config()
+        assert (configs["CAE"].decoder, configs["CAE"].contrastive) == ("none", False)
+        assert (configs["CAE + BCL"].decoder, configs["CAE + BCL"].contrastive) == ("none", True)
+        assert not configs["CAE + VTD"].contrastive
+        assert configs["sentence encoder"].text_encoder == "sentence"
+        shares = [j.annotated for j in rm.list_jobs("c", SMOKE) if j.stages == "short"]
+        assert shares == [0.25, 0.5, 0.75, 1]
+
+    @pytest.mark.parametrize("table", rm.TABLES)
+    def test_a_dry_run_prints_them_and_leaves_nothing(self, table, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        for name, scale in rm.SCALES.items():
+            rm.main([table, "--scale", name, "--dry-run"])
+            lines = capsys.readouterr().out.splitlines()
+            assert [line.split()[2].removeprefix("name=") for line in lines] == [
+                job.name for job in rm.list_jobs(table, scale)
+            ]
+        assert not list(tmp_path.iterdir())
+
+    def test_the_big_scale_is_marked_as_not_run(self):
+        assert rm.SCALES["gpu"].status == "not run" and rm.SCALES["gpu"].device == "cuda"
+
+
+class TestPretraining:
+    def test_photographs_come_without_boxes(self, inside, monkeypatch):
+        seen = []
+
+        def watch(image, quads, size, rng):
+            seen.append(quads)
+            return image.resize((size, size)), None
+
+        monkeypatch.setattr(data_stub, "augment", watch)
+        data = rm.open_feed(rm.Feed("icdar2015", 64, 2), "train", rm.ALNUM, 4, 0)
+        assert data[0][0].shape == (3, 64, 64) and seen == [None]
+        assert data.source[0].quads is None and data.source[0].ignored is None
+
+    def test_every_feed_has_its_own_batch(self, inside, monkeypatch):
+        sizes = []
+
+        def watch(model, optimizer, images, ids, targets):
+            sizes.append((len(images), images.shape[2]))
+            return {}
+
+        monkeypatch.setattr(train_min, "train_step", watch)
+        feeds = (rm.Feed("synth", 64, 5, rm.one_word), rm.Feed("icdar2015", 32, 2))
+        found = rm.run_stage(vlpt.VLPT(SMOKE.config), rm.Stage(feeds, 4, 1e-3), 0, 1.0)
+        assert sizes == [(5, 64), (2, 32)] * 4
+        assert found["synth"]["pictures"] > found["icdar2015"]["pictures"] > 1
+
+    def test_goes_on_after_the_last_finished_stage(self, inside, monkeypatch, tmp_path):
+        job = rm.Job("two", "pretrain", "two", stages="short")
+        scale = dataclasses.replace(SMOKE, short=SMOKE.short * 2)
+        whole = rm.pretrain(job, scale, inside)
+        weights = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
+        for path in ("two.pt", "two-1.pt"):
+            (inside / path).unlink()
+        count = []
+        step = rm.run_stage
+        monkeypatch.setattr(rm, "run_stage", lambda *args: count.append(1) or step(*args))
+        assert rm.pretrain(job, scale, inside) == whole and len(count) == 1
+        again = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
+        assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+class TestTableA:
+    def test_every_run_has_a_file_and_is_not_run_again(self, inside, monkeypatch, capsys):
+        jobs = rm.list_jobs("a", SMOKE)
+        assert {f"{job.name}.json" for job in jobs} <= {path.name for path in inside.iterdir()}
+        for name in ("pretrain", "finetune"):
+            monkeypatch.setattr(rm, name, None)
+        rm.main(["a", "--scale", "smoke"])
+        out = capsys.readouterr().out
+        assert out.count("done before") == len(jobs)
+        assert {"a.md", "a.json", "a.png"} <= {path.name for path in inside.iterdir()}
+        assert (inside / "a.md").read_text().splitlines()[4:] == out.splitlines()[len(jobs) + 4 :]
+
+    def test_a_run_says_how_it_was_made(self, inside):
+        run = json.loads((inside / "a-2-pre-trained-1.json").read_text())
+        assert run["job"]["subset"] == 2 and run["job"]["init"] == "pre-all"
+        assert run["result"]["pictures"] == 2 and 0 <= run["result"]["f"] <= 1
+        assert run["result"]["lr"] in SMOKE.rates and "torch" in run["machine"]
+
+    def test_the_pre_trained_arm_starts_from_the_pre_training(self, inside, monkeypatch):
+        started = []
+
+        def stop(model, *_):
+            started.append(model.backbone.state_dict())
+            raise ValueError("enough")
+
+        monkeypatch.setattr(detect_min, "fit", stop)
+        weights = vlpt.read_checkpoint(inside / "pre-all.pt")["state_dict"]
+        for arm in rm.ARMS:
+            job = next(j for j in rm.list_jobs("a", SMOKE) if j.kind == "finetune" and j.arm == arm)
+            with pytest.raises(ValueError, match="enough"):
+                rm.finetune(job, SMOKE, inside)
+        same = [torch.equal(held["conv1.weight"], weights["backbone.conv1.weight"])
+                for held in started]  # fmt: skip
+        assert same == [False, True]
+
+    def test_an_arm_s_learning_rate_is_its_best(self, inside, tmp_path):
+        for arm, lr, f in (
+            ("scratch", 1e-3, 0.2),
+            ("scratch", 3e-3, 0.3),
+            ("pre-trained", 1e-3, 0.9),
+        ):
+            run = {"job": {"arm": arm}, "result": {"lr": lr, "f": f}}
+            (tmp_path / f"rate-{arm}-{lr}.json").write_text(json.dumps(run))
+        job = rm.Job("x", "finetune", "x", "scratch")
+        assert rm.choose_rate(job, tmp_path) == 3e-3
+        assert rm.choose_rate(dataclasses.replace(job, arm="pre-trained"), tmp_path) == 1e-3
+
+    def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
+        seen = {}
+        crops = detect_min.Crops
+        monkeypatch.setattr(detect_min, "Crops", lambda pages, *rest: seen.update(
+            train={pages.name(k) for k in range(len(pages))}) or crops(pages, *rest))  # fmt: skip
+        monkeypatch.setattr(detect_min, "evaluate", lambda model, pages, settings: seen.update(
+            test={pages.name(k) for k in range(len(pages))}) or {})  # fmt: skip
+        monkeypatch.setattr(detect_min, "fit", lambda *_: [])
+        jobs = rm.list_jobs("a", SMOKE)
+        rm.finetune(next(j for j in jobs if j.kind == "rate"), SMOKE, inside)
+        assert seen["train"] == {f"img_{n}" for n in range(1, 15)}
+        assert seen["test"] <= {f"img_{n}" for n in range(15, 18)}
+        rm.finetune(next(j for j in jobs if j.kind == "finetune" and j.subset is None
+                         and not j.rendered), SMOKE, inside)  # fmt: skip
+        assert seen["train"] == {f"img_{n}" for n in range(1, 18)}
+        assert seen["test"] <= {f"img_{n}" for n in (801, 802, 803)}
+
+    def test_a_damaged_run_is_named(self, inside, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder = tmp_path / "runs/reproduce/smoke"
+        folder.mkdir(parents=True)
+        for path in inside.glob("*.json"):
+            (folder / path.name).write_text(path.read_text())
+        (folder / "a-2-scratch-0.json").write_text("{")
+        with pytest.raises(SystemExit, match=r"error: .*a-2-scratch-0\.json: not a run's JSON"):
+            rm.main(["a", "--scale", "smoke"])
+
+
+class TestOtherTables:
+    @pytest.mark.parametrize("table", ["c", "d"])
+    def test_run_and_leave_their_files(self, table, inside, capsys):
+        rm.main([table, "--scale", "smoke"])
+        rows = json.loads((inside / f"{table}.json").read_text())
+        assert [row["label"] for row in rows] == (
+            ["25%", "50%", "75%", "100%"]
+            if table == "c"
+            else ["all", "sentence encoder", "untrained"]
+        )
+        assert all(row["values"] for row in rows)
+        if table == "d":
+            assert all(0 < row["area"] < 100 for row in rows)
+            names = {
+                f"d-{name}.png" for name in ("short-all", "short-sentenceencoder", "untrained")
+            }
+            assert names <= {path.name for path in inside.iterdir()}
+
+    def test_attention_that_is_spread_evenly_is_the_area(self, inside, monkeypatch):
+        even = torch.full((1, 4, 4), 1 / 16)
+        monkeypatch.setattr(vlpt.VLPT, "attention_maps", lambda *_: (even, None))
+        job = rm.Job("even", "attention", "even", "even")
+        result = rm.attention(job, SMOKE, inside)
+        assert result["share"] == pytest.approx(result["area"]) and 0 < result["area"] < 1
+
+
+class TestReports:
+    ROWS = [  # noqa: RUF012
+        {"label": "100 photographs", "paper": None, "values": {
+            "scratch": {"0": 10.0, "1": 12.0, "2": 14.0},
+            "pre-trained": {"0": 20.0, "1": 23.0, "2": 23.0}}},
+        {"label": "all photographs", "paper": None, "values": {"scratch": {"0": 10.0}}},
+    ]  # fmt: skip
+
+    def test_mean_deviation_and_paired_test(self):
+        p = ttest_rel([20, 23, 23], [10, 12, 14]).pvalue
+        assert rm.to_markdown("a", self.ROWS)[2:] == [
+            f"| 100 photographs | 12.0 ± 2.0 | 22.0 ± 1.7 | +10.0 ± 1.0 (n = 3, p = {p:.2g}) |",
+            "| all photographs | 10.0 (1 seed) | not run | not run |",
+        ]
+
+    def test_seeds_are_paired_by_their_number(self):
+        row = {"values": {"scratch": {"0": 1.0, "1": 5.0}, "pre-trained": {"1": 7.0, "2": 9.0}}}
+        assert rm.compare(row) == "+2.0 (1 seed)"
+
+    def test_the_paper_s_numbers_stand_beside(self):
+        rows = [{"label": "all", "paper": 85.5, "values": {"pre-trained": {"0": 30.0, "1": 32.0}}}]
+        assert rm.to_markdown("b", rows)[-1] == "| all | 31.0 ± 1.4 | 85.5 |"
+
+    def test_summary_holds_what_the_runs_left(self, inside, monkeypatch, tmp_path):
+        monkeypatch.setattr(rm, "RESULTS", tmp_path / "results.json")
+        rm.main(["summary", "--scale", "smoke"])
+        found = json.loads((tmp_path / "results.json").read_text())
+        f = json.loads((inside / "a-2-scratch-0.json").read_text())["result"]["f"]
+        assert found["tables"]["a"][0]["values"]["scratch"]["0"] == round(100 * f, 2)
+        assert "pre-all" in found["pretraining"] and found["scale"] == "smoke"
+
+    def test_without_runs_there_is_no_summary(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit, match="got no runs, wanted some"):
+            rm.main(["summary", "--scale", "smoke"])
