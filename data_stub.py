@@ -1,6 +1,6 @@
 """Pictures with words for VLPT: an embedded renderer, and readers for three layouts of real data.
 
-Every source is a sequence of `Sample`s: an RGB picture, its words, and a quadrilateral around
+Every source is a dataset of `Sample`s: an RGB picture, its words, and a quadrilateral around
 each word (or None where the layout has none; pre-training never looks at them).
 
     Rendered(size, count, seed)   draws scene-like pictures; no download, any number of them
@@ -18,6 +18,7 @@ image, drawn anew each epoch, as ids. `python data_stub.py --sheet sheet.png` sh
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -29,11 +30,12 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +51,8 @@ UNKNOWN = "words without a character of the alphabet"
 PARTLY = "words with some characters outside the alphabet (kept)"
 OUTSIDE = "words mostly outside their picture"
 MOST = 6000  # characters of an alphabet that is built from words
+Box = tuple[int, int, int, int]  # left, top, right, bottom, whole pixels
+Light = TypeVar("Light", float, Tensor)  # of one pixel, or of a picture
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
                 "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
 WORDS = """open closed exit enter push pull sale hotel coffee bakery market street avenue road
@@ -73,18 +77,18 @@ class Sample(NamedTuple):
     ignored: np.ndarray | None = None  # (regions, 4, 2): text that is no word and no background
 
 
-class Source(Sequence, ABC):
-    """A sequence of samples."""
+class Source(torch.utils.data.Dataset[Sample], Sized, ABC):
+    """Samples by number, from 0."""
 
-    root: str | Path
-    notes: Counter  # what of the annotation is not in the samples
+    root: str | Path  # names the source in messages
+    notes: Counter[str]  # what of the annotation is not in the samples
 
     @abstractmethod
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         """Which pictures have a learnable word, (len,) bool; `notes` counts the other words."""
 
     @abstractmethod
-    def characters(self) -> Counter:
+    def characters(self) -> Counter[str]:
         """How often each character occurs in the words, in NFC."""
 
     @abstractmethod
@@ -135,7 +139,7 @@ def font_files() -> tuple[str | None, ...]:
 
 
 @lru_cache(maxsize=512)
-def load_font(path: str | None, pixels: int) -> ImageFont.FreeTypeFont:
+def load_font(path: str | None, pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(path, pixels) if path else ImageFont.load_default(pixels)
 
 
@@ -247,15 +251,15 @@ def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndar
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float)
 
 
-def luminance(color: Sequence[float] | Tensor) -> float | Tensor:
+def luminance(color: Sequence[Light]) -> Light:
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
 def find_room(
-    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[tuple]
-) -> tuple[np.ndarray, tuple, float] | None:
-    """A tilted quad of about a (width, height) box on free ground, the box of whole pixels around
-    it (left, top, right, bottom), and its scale; None if the picture is full.
+    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[Box]
+) -> tuple[np.ndarray, Box, float] | None:
+    """A tilted quad of about a (width, height) box on free ground, the box around it, and its
+    scale; None if the picture is full.
     """
     width, height = shape
     corners = box_corners(-width / 2, -height / 2, width / 2, height / 2)
@@ -309,7 +313,7 @@ def paint(
 
 
 def place_word(
-    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: list[tuple]
+    rng: np.random.Generator, image: Image.Image, word: str, scene: Scene, taken: list[Box]
 ) -> np.ndarray | None:
     """Draw a word into the image where no other is: its quad (4, 2), or None for lack of room.
 
@@ -318,8 +322,8 @@ def place_word(
     height = rng.uniform(*scene.height) * image.width
     font = load_font(font_files()[rng.integers(len(font_files()))], max(10, round(height * 1.3)))
     left, top, right, bottom = font.getbbox(word)
-    stroke = int(rng.integers(1, 2 + height // 12)) if rng.random() < 0.2 else 0
-    pad = 2 + stroke + int(rng.integers(0, 1 + height // 4))
+    stroke = int(rng.integers(1, 2 + int(height) // 12)) if rng.random() < 0.2 else 0
+    pad = 2 + stroke + int(rng.integers(0, 1 + int(height) // 4))
     shape = (int(right - left) + 2 * pad, int(bottom - top) + 2 * pad)
     found = find_room(rng, shape, scene, image.width, taken)
     if found is None or found[2] * (bottom - top) < 6:  # letters below 6 pixels are unreadable
@@ -331,9 +335,9 @@ def place_word(
     inverse = (inverse / inverse[2, 2]).ravel()[:8].tolist()
     warp = under.size, Image.Transform.PERSPECTIVE, inverse, Image.Resampling.BILINEAR
     ink, outline = Image.new("L", shape), Image.new("L", shape) if stroke else None
-    ImageDraw.Draw(ink).text((pad - left, pad - top), word, 255, font)
+    at = (pad - left, pad - top)
+    ImageDraw.Draw(ink).text(at, word, 255, font)
     if outline:
-        at = (pad - left, pad - top)
         ImageDraw.Draw(outline).text(at, word, 255, font, stroke_width=stroke)
     inked = np.asarray(ink.transform(*warp)) > 128
     ground = float(np.asarray(under.convert("L")).mean())
@@ -355,7 +359,7 @@ def finish(rng: np.random.Generator, image: Image.Image, clutter: float) -> np.n
     size, bands = image.width, image.split()
     if rng.random() < 0.3 * clutter:
         blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 0.5 + size / 300))
-        bands = [band.filter(blur) for band in bands]
+        bands = tuple(band.filter(blur) for band in bands)
     x, y = ramp(size), ramp(size)[:, None]
     tilt = rng.normal(0, 0.12 * clutter, 2)
     light = 1 + rng.normal(0, 0.1 * clutter) + tilt[0] * y + tilt[1] * x
@@ -376,7 +380,7 @@ def render(
     """
     rng = np.random.default_rng([seed, index, SPLITS.index(split)])
     image = background(rng, size, scene.clutter)
-    words, quads, taken = [], [], []
+    words, quads, taken = list[str](), list[np.ndarray](), list[Box]()
     wanted = int(rng.integers(scene.words[0], scene.words[1] + 1))
     while not words:  # a long word in a wide font may find no room: then another one
         for _ in range(wanted):
@@ -400,10 +404,10 @@ class Rendered(Source):
     def __len__(self) -> int:
         return self.count
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return np.ones(self.count, bool)
 
-    def characters(self) -> Counter:
+    def characters(self) -> Counter[str]:
         return Counter(self.scene.alphabet)
 
     def name(self, index: int) -> str:
@@ -432,7 +436,7 @@ class Folder(Source):
     """Annotated pictures on disk; a subclass lists them all, one in ten is held out."""
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        self.root = Path(root)
+        self.root: Path = Path(root)
         items = self.list_items()
         if len(items) < 2:
             raise ValueError(f"{root}: got {len(items)} annotated pictures, wanted 2 or more")
@@ -458,10 +462,10 @@ class Folder(Source):
         quads, ignored = (x if x is None else x * np.float32(scale) for x in (quads, ignored))
         return Sample(np.array(image), words, quads, ignored=ignored)
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
 
-    def characters(self) -> Counter:
+    def characters(self) -> Counter[str]:
         words = (word for item in self.items for word in item.words)
         return Counter(char for word in words for char in vlpt.nfc(word))
 
@@ -501,7 +505,7 @@ def read_lines(path: Path, wanted: str) -> list[str]:
 
 
 @np.errstate(over="ignore")
-def to_quads(corners: list, count: int) -> np.ndarray:
+def to_quads(corners: object, count: int) -> np.ndarray:
     """Numbers, or text of numbers, as (count, 4, 2) float32 pixels. Raises: ValueError etc."""
     quads = np.array(corners, np.float32).reshape(count, 4, 2)
     if not np.isfinite(quads).all():
@@ -544,9 +548,9 @@ class ICDAR2015(Folder):
             else:
                 words.append(word)
                 quads.append(quad)
-        quads, ignored = (np.array(x, np.float32).reshape(-1, 4, 2) for x in (quads, ignored))
         left_out = ("words marked unreadable",) * len(ignored)
-        return Item(image, words, quads, left_out, ignored)
+        unread = to_quads(ignored, len(ignored))
+        return Item(image, words, to_quads(quads, len(words)), left_out, unread)
 
 
 class JsonLines(Folder):
@@ -583,16 +587,14 @@ class Index(NamedTuple):
     mapped, so processes share what they touch of it; quads, the bulk, are read when asked for.
     """
 
-    MAGIC = int.from_bytes(b"vlpt-ix1", "little")  # the last character is the format's version
-
     path: Path
-    head: dict[str, int]  # by the names in HEAD
-    quads_at: int  # where the quads begin in the file, (words, 4, 2) float32 pixels
+    head: dict[str, int]  # by the names in HEAD; in the file (words, 4, 2) float32 pixels follow
     ends: np.ndarray  # (pictures + 1, 3) int64: bytes of names, bytes of text, quads so far
     names: np.ndarray  # (bytes,) uint8, UTF-8
     text: np.ndarray  # (bytes,) uint8, UTF-8; each word in NFC, cut to L, with a line break after
 
 
+MAGIC = int.from_bytes(b"vlpt-ix1", "little")  # the last character is the format's version
 HEAD = ("magic", "gt_bytes", "gt_mtime_ns", "pictures", "train", "quads", "names", "text",
         "mismatches_train", "mismatches_heldout", "cut_train", "cut_heldout")  # fmt: skip
 
@@ -603,20 +605,20 @@ def open_index(root: Path) -> Index:
     Raises: FileNotFoundError; ValueError if gt.mat is not SynthText's or no index can be written.
     """
     gt = need(root / "gt.mat", SynthText.TREE)
-    key, places = (Index.MAGIC, gt.stat().st_size, gt.stat().st_mtime_ns), index_places(gt)
+    key, places = (MAGIC, gt.stat().st_size, gt.stat().st_mtime_ns), index_places(gt)
     for path in places:
-        index = read_index(path, key)
-        if index:
-            return index
+        with suppress(OSError, ValueError):
+            return read_index(path, key)
     start, arrays, failures = time.perf_counter(), build_index(gt, key), []
     for path in places:
         try:
             write_index(path, arrays)
-        except OSError as error:
+            index = read_index(path, key)
+        except (OSError, ValueError) as error:
             failures.append(str(error))
         else:
             print(f"{path}: index written, once, in {time.perf_counter() - start:.0f} s")
-            return read_index(path, key)
+            return index
     raise ValueError(f"{gt}: its index can be written nowhere: {'; '.join(failures)}")
 
 
@@ -626,26 +628,19 @@ def index_places(gt: Path) -> tuple[Path, Path]:
     return gt.with_name("gt.mat.index"), cache / f"{zlib.crc32(bytes(gt.resolve())):08x}.index"
 
 
-def read_index(path: Path, key: tuple[int, int, int]) -> Index | None:
-    """Map an index file; None if it is not there, not whole, or not of the gt.mat of that key."""
-    try:
-        values = np.fromfile(path, np.int64, len(HEAD)).tolist()
-        data = np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError):
-        return None
-    if len(values) < len(HEAD) or tuple(values[:3]) != key:
-        return None
-    head = dict(zip(HEAD, values, strict=True))
+def read_index(path: Path, key: tuple[int, int, int]) -> Index:
+    """Map an index file. Raises: OSError, ValueError if it is not whole or of another gt.mat."""
+    values = np.fromfile(path, np.int64, len(HEAD)).tolist()
+    head, data = dict(zip(HEAD, values, strict=True)), np.memmap(path, np.uint8, "r")
     sizes = [8 * len(HEAD), 32 * head["quads"], 24 * (head["pictures"] + 1), head["names"],
              head["text"]]  # fmt: skip
-    if min(sizes) < 0 or sum(sizes) != len(data):
-        return None
-    _, _, ends, names, text = np.split(data, np.cumsum(sizes)[:-1])
-    ends = ends.view(np.int64).reshape(-1, 3)
-    last = [head["names"], head["text"], head["quads"]]
-    if ends[0].any() or ends[-1].tolist() != last or (np.diff(ends, axis=0) < 0).any():
-        return None
-    return Index(path, head, sizes[0], ends, names, text)
+    if tuple(values[:3]) == key and min(sizes) >= 0 and sum(sizes) == len(data):
+        _, _, ends, names, text = np.split(data, np.cumsum(sizes)[:-1])
+        ends = ends.view(np.int64).reshape(-1, 3)
+        last = [head["names"], head["text"], head["quads"]]
+        if not ends[0].any() and ends[-1].tolist() == last and (np.diff(ends, axis=0) >= 0).all():
+            return Index(path, head, ends, names, text)
+    raise ValueError(f"{path}: not whole, or of another gt.mat")
 
 
 def write_index(path: Path, arrays: Iterable[np.ndarray]) -> None:
@@ -668,7 +663,7 @@ def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
     from scipy.io import loadmat
     from tqdm import tqdm
 
-    count, names, texts, boxes = Counter(), [], [], [np.empty((0, 4, 2), np.float32)]
+    count, names, texts, boxes = Counter[str](), [], [], [np.empty((0, 4, 2), np.float32)]
     try:
         table = loadmat(gt, variable_names=("imnames", "txt", "wordBB"))
         columns = np.concatenate([table[key] for key in ("imnames", "txt", "wordBB")])
@@ -711,9 +706,9 @@ class SynthText(Source):
     ROOT/8/ballet_106_0.jpg or ROOT/all_images/8/ballet_106_0.jpg"""
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        self.root, self.split = Path(root), split
-        self.index = open_index(self.root)
-        head, train = self.index.head, self.index.head["train"]
+        self.root: Path = Path(root)
+        self.split, self.table = split, open_index(self.root)
+        head, train = self.table.head, self.table.head["train"]
         self.rows = range(train) if split == "train" else range(train, head["pictures"])
         self.notes = Counter({
             "pictures with another number of quads than words": head[f"mismatches_{split}"],
@@ -727,22 +722,22 @@ class SynthText(Source):
             raise FileNotFoundError(f"{missing}; wanted\n{self.TREE}")
         self.folder = folders[0]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[SynthText], tuple[Path, str]]:
         return SynthText, (self.root, self.split)  # a worker maps the file itself
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        start, stop = self.index.ends[self.rows[index] :][:2, 0]
-        return self.index.names[start:stop].tobytes().decode()
+        start, stop = self.table.ends[self.rows[index] :][:2, 0]
+        return self.table.names[start:stop].tobytes().decode()
 
     def read(self, index: int, least: int | None = None) -> Sample:
         image, scale = open_image(self.folder / self.name(index), least)
-        (_, start, first), (_, stop, last) = self.index.ends[self.rows[index] :][:2].tolist()
-        words = self.index.text[start:stop].tobytes().decode().split("\n")[:-1]
-        at, count = self.index.quads_at + 32 * first, 8 * (last - first)
-        quads = np.fromfile(self.index.path, np.float32, count, offset=at).reshape(-1, 4, 2)
+        (_, start, first), (_, stop, last) = self.table.ends[self.rows[index] :][:2].tolist()
+        words = self.table.text[start:stop].tobytes().decode().split("\n")[:-1]
+        at, count = 8 * len(HEAD) + 32 * first, 8 * (last - first)
+        quads = np.fromfile(self.table.path, np.float32, count, offset=at).reshape(-1, 4, 2)
         quads, inside = clip_quads(quads * np.float32(scale), *image.size)
         words = [word for word, kept in zip(words, inside, strict=True) if kept]
         return Sample(np.array(image), words, quads[inside], int((~inside).sum()))
@@ -753,23 +748,23 @@ class SynthText(Source):
         """
         for start in range(0, len(self), 10_000):
             stop = min(start + 10_000, len(self))
-            ends = self.index.ends[self.rows[start] : self.rows[stop - 1] + 2]
-            text = self.index.text[ends[0, 1] : ends[-1, 1]].tobytes().decode()
+            ends = self.table.ends[self.rows[start] : self.rows[stop - 1] + 2]
+            text = self.table.text[ends[0, 1] : ends[-1, 1]].tobytes().decode()
             yield np.frombuffer(text.encode("utf-32-le"), np.uint32), ends[:, 2] - ends[0, 2]
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
-        table, found = np.zeros(sys.maxunicode + 1, np.int32), [np.empty(0, bool)]
-        table[[ord(char) for char in alphabet.index if len(char) == 1]] = 1
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
+        spelled, found = np.zeros(sys.maxunicode + 1, np.int32), [np.empty(0, bool)]
+        spelled[[ord(char) for char in alphabet.index if len(char) == 1]] = 1
         for codes, words in self.chunks():
             breaks = np.flatnonzero(codes == ord("\n"))
-            known = np.diff(np.cumsum(table[codes])[breaks], prepend=0)
+            known = np.diff(np.cumsum(spelled[codes])[breaks], prepend=0)
             lengths = np.diff(breaks, prepend=-1) - 1
             notes[UNKNOWN] += int((known == 0).sum())
             notes[PARTLY] += int(((known > 0) & (known < lengths)).sum())
             found.append(np.diff(np.cumsum(np.append(0, known > 0))[words]) > 0)
         return np.concatenate(found)
 
-    def characters(self) -> Counter:
+    def characters(self) -> Counter[str]:
         count = np.zeros(sys.maxunicode + 1, np.int64)
         for codes, _ in self.chunks():
             count += np.bincount(codes, minlength=len(count))
@@ -781,9 +776,10 @@ def clip_quads(quads: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
     """Move the corners of (words, 4, 2) quads into a picture: the quads, and which of them keep
     more than half of their area.
     """
-    x, y = np.moveaxis(np.stack([quads, quads.clip(0, np.float32([width, height]))]), -1, 0)
+    clipped = quads.clip(0, np.array([width, height], np.float32))
+    x, y = np.moveaxis(np.stack([quads, clipped]), -1, 0)
     area = abs((x * np.roll(y, -1, -1) - np.roll(x, -1, -1) * y).sum(-1)) / 2
-    return np.stack([x[1], y[1]], -1), area[1] > area[0] / 2
+    return clipped, area[1] > area[0] / 2
 
 
 def write_synthtext(
@@ -808,6 +804,7 @@ def write_synthtext(
         if index < (distinct or count):
             sample = render(seed, index, size, scene=scene)
             Image.fromarray(sample.image).save(root / name, quality=95)
+            assert sample.quads is not None  # for rendered pictures have them
             parts = map(split_quad, sample.quads, map(len, sample.words))
             quads = sample.quads, np.concatenate(list(parts))
             boxes = [q.T if len(q) > 1 else q[0].T for q in quads]
@@ -859,17 +856,20 @@ def open_source(
     `size`, `count`, `seed` and `scene` matter for "synth" only.
     """
     kind, _, path = spec.partition(":")
+    readers: dict[str, Callable[[str, str], Source]]
     readers = {"synthtext": SynthText, "icdar2015": ICDAR2015, "jsonl": JsonLines}
     if spec == "synth":
         return Rendered(size, count, seed, split, scene)
     if kind not in readers or not path:
-        raise ValueError(
-            f"data: got {spec!r}, wanted synth, synthtext:PATH, icdar2015:PATH, jsonl:PATH"
-        )
+        wanted = "synth, synthtext:PATH, icdar2015:PATH, jsonl:PATH"
+        raise ValueError(f"data: got {spec!r}, wanted {wanted}")
     return readers[kind](path, split)
 
 
 # ------------------------------------------------------------------------------ what the model eats
+
+
+Drawn = tuple[Tensor, Tensor, int] | str  # an item of `Pretraining`
 
 
 class Batch(NamedTuple):
@@ -886,7 +886,7 @@ def learnable(word: str, alphabet: vlpt.Alphabet) -> bool:
     return bool(word.strip()) and not alphabet.index.keys().isdisjoint(vlpt.nfc(word)[: vlpt.CHARS])
 
 
-def count_learnable(words: Sequence[str], alphabet: vlpt.Alphabet, notes: Counter) -> int:
+def count_learnable(words: Sequence[str], alphabet: vlpt.Alphabet, notes: Counter[str]) -> int:
     """How many words can be learned; `notes` counts those that cannot, or not as they are."""
     found = 0
     for word in words:
@@ -909,11 +909,11 @@ def read_alphabet(spec: str, *sources: Source) -> str:
     if spec == "ascii":
         return vlpt.PRINTABLE
     if spec == "data":
-        counts = sum((source.characters() for source in sources), Counter())
+        counts = sum((source.characters() for source in sources), Counter[str]())
         chars = sorted(counts, key=lambda char: (-counts[char], char))
     else:
         lines = read_lines(Path(spec), "    ascii, data, or a UTF-8 file of characters to learn")
-        chars = dict.fromkeys(vlpt.nfc("\n".join(lines)))
+        chars = list(dict.fromkeys(vlpt.nfc("\n".join(lines))))
     chars = [char for char in chars if char.isprintable() and char != " "]
     if not chars:
         name = sources[0].root if spec == "data" else spec
@@ -921,7 +921,7 @@ def read_alphabet(spec: str, *sources: Source) -> str:
     return "".join(chars[:MOST] if spec == "data" else chars)
 
 
-class Pretraining(torch.utils.data.Dataset):
+class Pretraining(torch.utils.data.Dataset[Drawn]):
     """An endless run over a source: item k is picture k mod length of a shuffled epoch.
 
     Each epoch draws up to N words of every picture anew. Everything follows from (seed, k), so
@@ -962,7 +962,7 @@ class Pretraining(torch.utils.data.Dataset):
         epoch, position = divmod(k, len(self.indices))
         return int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, int] | str:
+    def __getitem__(self, k: int) -> Drawn:
         """Picture (3, size, size) uint8, ids (L, N), words outside; or why it cannot be had."""
         index = self.index(k)
         try:
@@ -1029,7 +1029,7 @@ def augment(
         if angle:
             grid = (across + down[k : k + 64, None])[None]
             strip = F.grid_sample(pixels[None], grid, "bilinear", "border", align_corners=False)[0]
-        gray = luminance(strip) * ((1 - colour) * contrast * bright) + level
+        gray = luminance(strip.unbind()) * ((1 - colour) * contrast * bright) + level
         strip.mul_(colour * contrast * bright).add_(gray)
         done[:, k : k + 64] = strip.clamp_(0, 255)
     return done, quads
@@ -1040,7 +1040,7 @@ def shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
-def collate(items: list[tuple[Tensor, Tensor, int] | str]) -> Batch:
+def collate(items: list[Drawn]) -> Batch:
     """Stack what could be read; the batch may be smaller, or empty, and says why."""
     good = [item for item in items if not isinstance(item, str)]
     skipped = [item for item in items if isinstance(item, str)]
@@ -1062,7 +1062,7 @@ def check(spec: str) -> list[str]:
 
     halves = [open_source(spec, split, 256, 200) for split in SPLITS]
     alphabet = vlpt.Alphabet(read_alphabet("data", *halves))
-    words, chars, lacks, worst = Counter(), Counter(), Counter(), []
+    words, lacks, worst = Counter[str](), Counter[str](), []
     for split, source, least in zip(SPLITS, halves, (1, 2), strict=True):
         lacks += Pretraining(source, alphabet, 32, 0).notes
         usable = 0
@@ -1083,13 +1083,12 @@ def check(spec: str) -> list[str]:
             usable += found
             del faults[PARTLY]  # no fault of a picture
             faults += Counter({"pictures without a usable word": not found})
-            listed = ", ".join(f"{n:d} {what}" for what, n in faults.items())
             if faults:
+                listed = ", ".join(f"{n:d} {what}" for what, n in faults.items())
                 worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
         if usable < least:
             raise ValueError(f"{source.root}: got {usable} usable {split} pictures, wanted {least}")
-    for word, count in words.items():
-        chars.update(Counter(vlpt.nfc(word) * count))
+    chars = Counter(char for word in words.elements() for char in vlpt.nfc(word))
     shown = [f"{char} {n:,}" for char, n in chars.most_common() if char in alphabet.index]
     more, longest = len(shown) - 80, sorted(words, key=lambda word: (-len(word), word))
     held = len(halves[1])
@@ -1107,7 +1106,7 @@ def check(spec: str) -> list[str]:
 # ------------------------------------------------------------------------------------ contact sheet
 
 
-def contact_sheet(source: Sequence[Sample], count: int, tile: int = 256) -> Image.Image:
+def contact_sheet(source: Source, count: int, tile: int = 256) -> Image.Image:
     """The first pictures of a source with their quads, a dot at each first corner, words below."""
     count, gap, strip, columns = min(count, len(source)), 6, 22, 1536 // tile
     tiles = []
@@ -1160,7 +1159,8 @@ def main() -> None:
             fake_synthtext(args.folder, args.images)
             print(f"{args.folder}: {args.images:,} pictures in SynthText's layout")
         elif args.command == "check":
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without some characters
+            if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal without some characters
+                sys.stdout.reconfigure(errors="backslashreplace")
             for line in check(args.source):
                 print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
         elif "sheet" in args:

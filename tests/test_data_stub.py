@@ -376,7 +376,7 @@ class TestSynthText:
     )
     def test_an_index_that_does_not_fit_is_built_again(self, tmp_path, damage, capsys):
         root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
-        path = ds.SynthText(root).index.path
+        path = ds.SynthText(root).table.path
         good = path.read_bytes()
         if damage == "stale":
             shutil.rmtree(root)
