@@ -324,11 +324,10 @@ class TextEncoder(nn.Module):
 def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Hide one known character of every word that has one, each equally likely (step 4).
 
-    Args: ids, (B, L, N) int64; generator, source of the draw, torch's global one unless given.
+    Args: ids, (B, L, N) int64; generator, of the CPU, so that devices draw alike; else the global.
     Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
     """
-    device = ids.device if generator is None else generator.device
-    draw = torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
+    draw = torch.rand(ids.shape, generator=generator, device="cpu").to(ids.device)
     winner = draw.masked_fill(ids <= UNK, -1).argmax(1, keepdim=True)
     masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > UNK)
     return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE)

@@ -158,7 +158,7 @@ class Job:
 
     def __init__(
         self, args: argparse.Namespace, config: vlpt.Config | None = None, batch: int | None = None,
-        words: tuple[int, int] | None = None, bare: bool = False, recompute: bool = False,
+        words: int | None = None, bare: bool = False, recompute: bool = False,
     ) -> None:  # fmt: skip
         import train_min  # here, or workers of `data` would carry it
 
@@ -195,7 +195,8 @@ class Job:
         return vlpt.total_loss(vlpt.Output(*(x.float() for x in output)), self.targets)
 
     def update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not self.bare:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

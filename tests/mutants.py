@@ -74,7 +74,7 @@ MUTANTS = [
      ".scatter(1, torch.cat([winner, 0 * winner], 1), True)"),
     ("one draw for all words", "TestStep4", "torch.rand(ids.shape, generator",
      "torch.rand((*ids.shape[:2], 1), generator"),
-    ("generator ignored", "TestStep4", "generator=generator, device=device)", "device=device)"),
+    ("generator ignored", "TestStep4", "generator=generator, device", "device"),
     ("targets at all positions", "TestStep4", "ids.masked_fill(~masked, IGNORE)",
      "ids.masked_fill(ids == PAD, IGNORE)"),
     # step 5
