@@ -413,14 +413,12 @@ def evaluate(model: PSENet, pages: Sequence, settings: dict, out: Path | None = 
         total += match(page.polygons, page.ignored, polygons)
         if out is not None:
             lines = (",".join(map(str, np.rint(p).astype(int).ravel())) for p in polygons)
-            write(
-                out / f"res_{pages.name(k)}.txt", "".join(line + "\r\n" for line in lines).encode()
-            )
+            text = "".join(line + "\r\n" for line in lines)
+            write(out / f"res_{pages.name(k)}.txt", text.encode())
     model.train()
     counts = dict(zip(("matched", "words", "detections"), total.tolist(), strict=True))
-    return (
-        f_score(total) | counts | {"pictures": len(pages), "seconds": time.perf_counter() - start}
-    )
+    seconds = round(time.perf_counter() - start, 1)
+    return f_score(total) | counts | {"pictures": len(pages), "seconds": seconds}
 
 
 # ---------------------------------------------------------------------------------------- commands
@@ -443,9 +441,10 @@ def build(settings: dict, init: str | None = None) -> PSENet:
     """The detector of some settings; its backbone from `init`, an export or a run, or random."""
     name = settings["backbone"]
     known, size = "clip_resnet" if name == "tiny" else name, BACKBONES[name]
-    backbone = (
-        vlpt.load_backbone(init, known, **size) if init else vlpt.build_backbone(known, **size)
-    )
+    if init:
+        backbone = vlpt.load_backbone(init, known, **size)
+    else:
+        backbone = vlpt.build_backbone(known, **size)
     model = PSENet(backbone, settings["width"])
     return model.to(settings["device"], memory_format=torch.channels_last)
 
@@ -474,9 +473,8 @@ def fit(model: PSENet, data: Crops, args: argparse.Namespace) -> list[dict[str, 
                "weight_decay": 1e-4 * decays} for decays in (True, False)]  # fmt: skip
     optimizer, start = torch.optim.AdamW(groups, lr=args.lr), time.perf_counter()
     model.train()
-    bar = tqdm(
-        batches(data, steps, args.batch, args.workers), total=steps, disable=None, leave=False
-    )
+    loader = batches(data, steps, args.batch, args.workers)
+    bar = tqdm(loader, total=steps, disable=None, leave=False)
     for step, batch in enumerate(bar):
         rate = min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
@@ -486,9 +484,8 @@ def fit(model: PSENet, data: Crops, args: argparse.Namespace) -> list[dict[str, 
         text, kernel = psenet_loss(model(images), kernels, valid)
         loss = 0.7 * text + 0.3 * kernel
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"--lr: got {args.lr}, the loss is {loss.item()}; wanted a smaller one"
-            )
+            told = f"the loss is {loss.item()}; wanted a smaller one"
+            raise ValueError(f"--lr: got {args.lr}, {told}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -526,11 +523,11 @@ def train(args: argparse.Namespace) -> dict:
 def score(args: argparse.Namespace) -> dict:
     """Score a trained detector on the held-out half of --data."""
     model, settings = load(args.run, args.device)
-    pages, out = (
-        open_pages(args.data, "heldout", settings["long"], args.count),
-        args.run / "results",
-    )
+    pages = open_pages(args.data, "heldout", settings["long"], args.count)
+    out = args.run / "results"
     out.mkdir(exist_ok=True)
+    for path in out.glob("res_*.txt"):  # of another set
+        path.unlink()
     found = evaluate(model, pages, settings, out)
     write(args.run / "score.json", json.dumps(found | {"data": args.data}, indent=1).encode())
     print(f"wrote {args.run}/: score.json results/res_*.txt")
@@ -580,9 +577,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=8000, help="crops to train on, repeats included")
     add("--batch", type=int, default=8, help="crops a step")
     add("--lr", type=float, default=1e-3, help="largest learning rate")
-    add(
-        "--long", type=int, default=960, help="longer side of a picture, pixels, in training +-40%%"
-    )
+    add("--long", type=int, default=960, help="longer side of a picture, pixels")
     add("--crop", type=int, default=256, help="side of a crop, pixels, a multiple of 32")
     add("--width", type=int, default=64, help="channels of the pyramid; published: 256")
     add("--smallest", type=float, default=0.4, help="rate of the smallest kernel; curved text: 0.7")
@@ -597,9 +592,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parsers[1].add_argument("--count", type=int, default=200, help="pictures of synth")
     parsers[2].add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="or a folder")
     for command in parsers:
-        command.add_argument(
-            "--device", choices=("cpu", "cuda"), default="cpu", help="where to run"
-        )
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     args = parser.parse_args(argv)
     if args.command == "train":
         check(parsers[0], args)

@@ -214,7 +214,7 @@ class TestOtherTables:
         assert [row["label"] for row in rows] == (
             ["25%", "50%", "75%", "100%"]
             if table == "c"
-            else ["all", "sentence encoder", "untrained"]
+            else ["all", "sentence encoder", "table a's pre-training", "untrained"]
         )
         assert all(row["values"] for row in rows)
         if table == "d":
