@@ -593,7 +593,7 @@ class TestStep5Decoder:
     def test_equals_the_hand_computed_stack(self, B, Q, seed):
         decoder, query, local = small().decoder, randn(seed, B, Q, 8), randn(seed + 1, B, 4, 8)
         got = decoder(query, local, (2, 2))
-        weights = decoder(query, local, (2, 2), weights=True)
+        weights = decoder(query, local, (2, 2), maps=True)
         for b in range(B):
             close(got[b], decode_by_hand(decoder, query[b].tolist(), local[b].tolist()))
         close(weights.sum(-1), torch.ones(B, Q))

@@ -131,14 +131,14 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
-def resize_table(table: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+def resize_table(table: Tensor, side: int, size: Sequence[int]) -> Tensor:
     """Interpolate a position table (side*side, C) to another grid, (h*w, C); bicubic."""
     if tuple(size) == (side, side):
         return table
     return F.interpolate(table.T.reshape(1, -1, side, side), size, mode="bicubic")[0].flatten(1).T
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, Any]:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return conv, nn.BatchNorm2d(outputs)
 
@@ -200,7 +200,7 @@ def build_backbone(name: str, **size: Any) -> Backbone:
     """Build an image backbone with random weights, maps at strides 4, 8, 16, 32 (step 1).
 
     Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
-        whose size is `layers` (block counts, four in CLIP) and `width` (even, or 64).
+        whose size is `layers` (counts of blocks) and `width` (even, or 64); ValueError for others.
     """
     plain = ("resnet18", "resnet34", "resnet50", "resnet101")
     clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
@@ -231,7 +231,7 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, S, width/heads)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
         """Attend from (B, Q, width) over (B, S, width), to keys where `valid` (B, S) only."""
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         mask = None if valid is None else valid[:, None, None]  # over (B, heads, Q, S)
@@ -245,13 +245,14 @@ class Attention(nn.Module):
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1); positions of a grid * grid map, for others interpolated."""
+    """CLIP's attention pool (step 1); its positions: mean token, grid * grid map (interpolated)."""
 
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
         self.grid = grid
-        table = torch.randn(1 + grid**2, channels) * channels**-0.5
-        self.positional_embedding = nn.Parameter(table)  # mean token's, grid * grid map's
+        self.positional_embedding = nn.Parameter(
+            torch.randn(1 + grid**2, channels) * channels**-0.5
+        )
 
     def tokens(self, feature_map: Tensor) -> Tensor:
         """List (B, C, h, w) as (B, 1 + S, C): the mean token, then the map, plus positions."""
@@ -260,10 +261,10 @@ class AttentionPool(Attention):
         rest = resize_table(rest, self.grid, feature_map.shape[2:])
         return torch.cat([x.mean(1, keepdim=True), x], 1) + torch.cat([first, rest])
 
-    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Pool (B, C, h, w): mean token to image feature (B, D), the others to local (B, S, D)."""
         x = self.tokens(feature_map)
-        y = super().forward(x, x, x)
+        y = super().forward(x, x, x, None)
         return y[:, 0], y[:, 1:]
 
 
@@ -288,7 +289,7 @@ class Layer(nn.Module):
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Let queries (B, Q, width) see the image tokens and not each other (step 5)."""
-        query = query + self.ln_1(self.attn(query, key, value))
+        query = query + self.ln_1(self.attn(query, key, value, None))
         return query + self.mlp(query)
 
 
@@ -343,12 +344,12 @@ class VisualTextualDecoder(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(config.decoder_layers))
         self.ln_final = nn.LayerNorm(width)
 
-    def forward(self, query: Tensor, local: Tensor, size: Sequence[int], weights=False) -> Tensor:
-        """Decode (B, Q, D) over (B, S, D), an (h, w) map, or show its weights (B, Q, S)."""
+    def forward(self, query: Tensor, local: Tensor, size: torch.Size, maps: bool = False) -> Tensor:
+        """Decode (B, Q, D) over (B, S, D), an (h, w) map, or show its maps (B, Q, S)."""
         key = local + resize_table(self.position, self.grid, size)  # values go without position
         for layer in self.layers:
             before, query = query, layer.decode(query, key, local)
-        return self.layers[-1].attn.weights(before, key) if weights else self.ln_final(query)
+        return self.layers[-1].attn.weights(before, key) if maps else self.ln_final(query)
 
 
 class Output(NamedTuple):
@@ -374,7 +375,8 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return total / (wanted != IGNORE).sum().clamp(min=1)
 
 
-def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor, own=slice(None)) -> Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
+                     own: slice = slice(None)) -> Tensor:  # fmt: skip
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
     Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
@@ -437,7 +439,7 @@ class VLPT(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the image feature and each character come from, averaged over heads.
+        """Where image feature and characters come from, mean over heads; ValueError as `forward`.
 
         Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
             N, h, w), followed through the pool, which mixes places. Each sums to 1, pads' too.
@@ -449,7 +451,7 @@ class VLPT(nn.Module):
         size, tokens = feature_map.shape[2:], self.pool.tokens(feature_map)
         image, local = self.pool.weights(tokens, tokens[:, 1:]).split([1, len(tokens[0]) - 1], 1)
         query, mixed = self.text(ids).flatten(1, 2), self.pool(feature_map)[1]
-        characters = self.decoder(query, mixed, size, weights=True) @ local
+        characters = self.decoder(query, mixed, size, maps=True) @ local
         return image.reshape(-1, *size), characters.reshape(*ids.shape, *size)
 
     def _check(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> None:
@@ -480,7 +482,8 @@ def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
     return keys
 
 
-def export_backbone(model: VLPT | Backbone, path: str | Path, layout="native", **notes) -> None:
+def export_backbone(model: VLPT | Backbone, path: str | Path, layout: str = "native",
+                    **notes: object) -> None:  # fmt: skip
     """Write the backbone's weights and nothing else, whole or not at all (step 9).
 
     Args: path, ending in ".pt" or ".safetensors", which has metadata; layout, "native" (ours),
@@ -513,7 +516,7 @@ def export_backbone(model: VLPT | Backbone, path: str | Path, layout="native", *
         part.unlink(missing_ok=True)
 
 
-def load_backbone(source: str | Path | Mapping, name: str, **size: Any) -> Backbone:
+def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any) -> Backbone:
     """Build `name`, see `build_backbone`, filled from an export, a checkpoint or the released one.
 
     Args: source, a path or the mapping that its file holds, in any layout.
@@ -532,7 +535,7 @@ def load_backbone(source: str | Path | Mapping, name: str, **size: Any) -> Backb
     return backbone
 
 
-def read_tensors(source: str | Path | Mapping, *prefixes: str) -> dict[str, Any]:
+def read_tensors(source: str | Path | Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
     """The part of a checkpoint under the first of some prefixes that occurs there, without it."""
     held = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
     state = {str(k).removeprefix("module."): v for k, v in held.get("state_dict", held).items()}
@@ -580,9 +583,9 @@ def main() -> None:
         try:
             return export_run(args.run, args.out, args.layout)
         except (ValueError, OSError, ImportError) as error:
-            return parser.exit(1, f"vlpt.py: error: {error}\n")
+            parser.exit(1, f"vlpt.py: error: {error}\n")
 
-    def report(stage: nn.Module, _inputs: tuple, outputs: Tensor | Sequence[Tensor]) -> None:
+    def report(stage: nn.Module, _inputs: object, outputs: Tensor | Sequence[Tensor]) -> None:
         shapes = [tuple(y.shape) for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]
         size = sum(p.numel() for p in stage.parameters())
         print(f"{type(stage).__name__:<21}{size:>11,} parameters ->", *shapes)

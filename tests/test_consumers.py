@@ -24,7 +24,7 @@ import vlpt
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SECTION = README.split("### Put the backbone into ")[1].split("\n## ")[0]
+SECTION = README.split("## Put the backbone into ")[1].split("\n## ")[0]
 ROWS = re.findall(r"^\| `?([^`|]+)`? \| `([^`]+)`.* \| `(\w+)`, (\w+).* \|$", SECTION, re.MULTILINE)
 FUSED = 1e-5  # of the largest value; torchvision's FrozenBatchNorm2d multiplies by w / sqrt(var)
 
