@@ -250,9 +250,7 @@ class AttentionPool(Attention):
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
         self.grid = grid
-        self.positional_embedding = nn.Parameter(
-            torch.randn(1 + grid**2, channels) * channels**-0.5
-        )
+        self.positional_embedding = nn.Parameter(torch.randn(1 + grid**2, channels) / channels**0.5)
 
     def tokens(self, feature_map: Tensor) -> Tensor:
         """List (B, C, h, w) as (B, 1 + S, C): the mean token, then the map, plus positions."""
