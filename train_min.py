@@ -101,7 +101,8 @@ def number(kind: type, least: float, below: float = math.inf, above: bool = Fals
 
 
 def folder_name(text: str) -> str:
-    if not text.isprintable() or text in ("", ".", "..") or set(text) & set("/\\"):
+    parts = Path(text).parts
+    if not text.isprintable() or not parts or ".." in parts or Path(text).is_absolute():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted the name of a folder in runs/")
     return text
 
@@ -495,7 +496,7 @@ def calm(_worker: int) -> None:
 
 
 def make_loader(
-    data: data_stub.Pretraining, batches: Iterable[Any], workers: int, train: bool
+    data: data_stub.Pretraining, batches: Iterable[Any], workers: int, train: bool = False
 ) -> Iterator[data_stub.Batch]:
     """Batches of these keys; in training a picture that cannot be read is replaced.
 
@@ -613,7 +614,7 @@ def fit(
             bar.update(args.batch)
             evaluated = step % math.ceil(steps / 10) == 0 or step == steps
             if evaluated:
-                batches = make_loader(heldout, held_keys, args.workers, train=False)
+                batches = make_loader(heldout, held_keys, args.workers)
                 line = log.evaluation(samples, evaluate(whole, batches, args.seed))
                 if rank() == 0:
                     bar.write(line)

@@ -429,6 +429,8 @@ class TestRuns:
          (["--eval", "1"], "--eval: got '1', wanted a whole number of at least 2"),
          (["--seed", "-1"], "--seed: got '-1', wanted a whole number of at least 0"),
          (["--seed", str(2**63)], "and below 9223372036854775808"),
+         (["--name", ""], "--name: got '', wanted the name of a folder in runs/"),
+         (["--name", "../x"], "--name: got '../x'"), (["--name", "/tmp"], "--name: got '/tmp'"),
          (["--backbone", "vgg"], "invalid choice: 'vgg'"),
          (["--device", "tpu"], "invalid choice: 'tpu'")],
     )  # fmt: skip
