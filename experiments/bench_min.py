@@ -300,7 +300,7 @@ def bench_step(args: argparse.Namespace) -> dict:
         "images_s": full.batch / median(took["full"]), "gflop_image": work / full.batch / 1e9,
     }  # fmt: skip
     if args.device == "cuda":
-        del bare  # its memory is not the step's
+        del bare, calls  # whose memory is not the step's
         peak = next((v for k, v in PEAK.items() if k in torch.cuda.get_device_name()), None)
         found["share_of_bf16_peak"] = peak and work / found["step_s"] / peak
         torch.cuda.empty_cache()
