@@ -298,7 +298,7 @@ def make_optimizer(model: vlpt.VLPT, lr: float, weight_decay: float) -> torch.op
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
 
 
 def lr_at(step: int, steps: int, warmup: int) -> float:
