@@ -292,7 +292,7 @@ class Nonfinite(FloatingPointError):
         self.terms = terms
 
 
-def make_optimizer(model: vlpt.VLPT, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices, not gains, biases and the temperature."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},

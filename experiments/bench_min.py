@@ -31,12 +31,13 @@ import tempfile
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,13 +59,13 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 
 GPUS = (16, 24, 80)  # GB
 
 
-def apart(function, *args):
+def apart(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
-def memory(pid: int | str = "self", file: str = "smaps_rollup") -> dict[str, float]:
+def memory(pid: int | str | None = "self", file: str = "smaps_rollup") -> dict[str, float]:
     """What /proc says of a process, MB; elsewhere than in Linux NaN."""
     path = Path(f"/proc/{pid}/{file}")
     text = path.read_text() if path.exists() else ""
@@ -91,7 +92,7 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
         halves.append(data_stub.Pretraining(source, alphabet, args.size, 0, augment=augment))
     found = {"pictures": len(halves[0].indices), "start_s": time.perf_counter() - start,
              "before_mb": before, "opened_mb": memory()["Pss"]}  # fmt: skip
-    batches = [range(k, k + args.batch) for k in range(0, args.pictures, args.batch)]
+    batches = [[*range(k, k + args.batch)] for k in range(0, args.pictures, args.batch)]
     iterator = iter(DataLoader(
         halves[0], batch_sampler=batches, num_workers=args.workers, collate_fn=data_stub.collate,
         multiprocessing_context=args.start if args.workers else None,
@@ -169,15 +170,16 @@ class Job:
         model = vlpt.VLPT(config)
         if recompute:
             model.backbone = recompute_min.Recomputed.of(model.backbone)
-        model = model.backbone if bare else model
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model: Any = model.backbone if bare else model
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = train_min.make_optimizer(self.model, lr, 0.1)
         rng, shape = np.random.default_rng(0), (self.batch, 3, config.image_size, config.image_size)
         self.images = torch.randint(256, shape, dtype=torch.uint8).to(self.device)
         ids = torch.full((self.batch, vlpt.CHARS, vlpt.WORDS), vlpt.PAD)
-        words, chars = (words,) * 2 if words else scene.words, scene.chars
+        fewest, most = (words, words) if words else scene.words
+        chars = scene.chars
         for sample in ids:
-            for i in range(min(vlpt.WORDS, rng.integers(words[0], words[1] + 1))):
+            for i in range(min(vlpt.WORDS, int(rng.integers(fewest, most + 1)))):
                 length = rng.integers(chars[0], chars[1] + 1)
                 spelled = rng.integers(vlpt.UNK + 1, len(vlpt.Alphabet(config.alphabet)), length)
                 sample[:length, i] = torch.from_numpy(spelled)
@@ -214,15 +216,16 @@ class Stages:
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.cuts, self.last = job, [], 0.0
+        self.job, self.last = job, 0.0
+        self.cuts: list[Any] = []
         self.seconds: Counter[str] = Counter()
 
     def lap(self, name: str) -> None:
         now = clock(self.job.device)
-        self.seconds[name] += now - self.last
+        self.seconds[name] += now - self.last  # type: ignore[assignment]  # of float as well
         self.last = now
 
-    def cut(self, name: str, _stage: nn.Module, _inputs: tuple, outputs: Tensor | Iterable[Tensor]):
+    def cut(self, name: str, _stage: nn.Module, _inputs: Any, outputs: Any) -> Any:
         flat = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         leaves = [x.detach().requires_grad_() for x in flat]
         self.cuts.append((name, flat, leaves))
@@ -244,7 +247,7 @@ class Stages:
         for name, outputs, leaves in reversed(self.cuts):
             pairs = zip(outputs, leaves, strict=True)
             used = [(x, leaf.grad) for x, leaf in pairs if leaf.grad is not None]
-            torch.autograd.backward(*zip(*used, strict=True))
+            torch.autograd.backward([x for x, _ in used], [gradient for _, gradient in used])
             self.lap(name)
         self.cuts.clear()
         self.job.update()
@@ -264,9 +267,12 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def take_turns(calls: dict[str, Callable], repeats: int, device: str) -> dict[str, list]:
+def take_turns(
+    calls: dict[str, Callable[[], Any]], repeats: int, device: str
+) -> dict[str, list[Any]]:
     """Call each in turn, `repeats` rounds after one to warm up: seconds, or what a call returns."""
-    found, where = {name: [] for name in calls}, torch.device(device)
+    found: dict[str, list[Any]] = {name: [] for name in calls}
+    where = torch.device(device)
     for turn in tqdm(range(repeats + 1), unit="round", disable=None, leave=False):
         for name, call in calls.items():
             start = clock(where)
@@ -283,7 +289,7 @@ def flops(job: Job) -> float:
     return counter.get_total_flops()
 
 
-def bench_step(args: argparse.Namespace) -> dict:
+def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     """A step over the bare backbone's, and the shares of its stages."""
     full, bare = Job(args), Job(args, bare=True)
     calls = {"full": full.step, "bare": bare.step, "stages": Stages(full).step}
@@ -310,7 +316,7 @@ def bench_step(args: argparse.Namespace) -> dict:
     return found
 
 
-def bench_scale(args: argparse.Namespace) -> dict:
+def bench_scale(args: argparse.Namespace) -> dict[str, Any]:
     """A step over the preset's, one thing changed at a time."""
     base = Job(args)
     config = base.model.config
@@ -332,11 +338,11 @@ class Ledger(TorchDispatchMode):
     """Bytes of the tensors that are alive, and the most there were; the same on every machine."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.alive: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and id(x.untyped_storage()) not in self.alive:
@@ -375,9 +381,9 @@ def measure(args: argparse.Namespace, batch: int, recompute: bool) -> float:
     return (memory(file="status")["VmHWM"] - before) / 1e3
 
 
-def bench_memory(args: argparse.Namespace) -> dict:
+def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peaks as measured and as computed, and the batches that fit, all of the computed peak."""
-    found, few = {}, max(1, args.batch // 2)
+    few, found = max(1, args.batch // 2), dict[str, Any]()
     for recompute in (False, True):
         name = "recomputed" if recompute else "plain"
         found[f"{name}_measured_gb"] = apart(measure, args, args.batch, recompute)
@@ -408,7 +414,7 @@ train_min.main(sys.argv[1:])
 """
 
 
-def bench_start(args: argparse.Namespace) -> dict:
+def bench_start(args: argparse.Namespace) -> dict[str, Any]:
     """From `import torch` to the first step of train_min.py on rendered pictures."""
     options = ["--preset", args.preset, "--batch", str(max(2, args.batch)), "--device", args.device]
     rows = []
@@ -436,7 +442,7 @@ def machine(device: str) -> str:
             f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")  # fmt: skip
 
 
-def show(found: dict, indent: str = "") -> None:
+def show(found: dict[str, Any], indent: str = "") -> None:
     for key, value in found.items():
         if isinstance(value, dict):
             print(f"{indent}{key}")
