@@ -29,7 +29,7 @@ test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
+	$(RUN) -m pytest -q -n 2 -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
 
 proof: $(VENV)/installed
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -q test_vlpt.py
@@ -45,6 +45,8 @@ readme: $(VENV)/installed demo
 	$(RUN) data_stub.py check synth
 	$(RUN) data_stub.py fake-synthtext runs/fake --images 858750
 	$(RUN) experiments/bench_min.py data --data synthtext:runs/fake
+	for part in step scale memory start; do $(RUN) experiments/bench_min.py $$part || exit; done
+	$(RUN) experiments/bench_min.py step --preset tiny
 	test -z "$(ICDAR2015)" || $(RUN) train_min.py --data icdar2015:$(ICDAR2015) \
 	  --image-size 256 --batch 32 --samples 9600 --name icdar2015
 

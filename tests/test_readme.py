@@ -98,6 +98,7 @@ RUNS = {  # the commands of README, and the tests that run them; `make readme` r
     "python train_min.py --help": "tests/test_train_min.py",
     "python train_min.py compare": "tests/test_report_min.py",
     "python vlpt.py export": "test_vlpt.py",
+    "python experiments/bench_min.py step": "tests/test_bench_min.py",
 }
 
 

@@ -1,5 +1,6 @@
 """Tests of train_min.py: its parts on cases with known answers, then whole runs in a folder."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -128,6 +129,39 @@ class TestParts:
         rows = [train_min.train_step(model, optimizer, images, *masked) for _ in range(12)]
         assert rows[-1]["char"] < 0.8 * rows[0]["char"]
         assert rows[-1]["contrastive"] < rows[0]["contrastive"]
+
+
+class TestAccumulate:
+    @pytest.mark.parametrize("contrastive", [True, False])
+    @pytest.mark.parametrize("pieces", [2, 3, 5])
+    def test_the_gradient_in_pieces_is_the_whole_batch_s(self, pieces, contrastive, monkeypatch):
+        """With the same statistics, here the running ones; what plain accumulation does not do."""
+        config = dataclasses.replace(vlpt.TINY, contrastive=contrastive)
+        torch.manual_seed(0)
+        model = vlpt.VLPT(config).eval().double()
+        words = [["12"], [], ["345", "6"], ["7"], ["89", "0"]]
+        ids = torch.stack([vlpt.Alphabet("0123456789").encode(w) for w in words])
+        batch = torch.randn(5, 3, 64, 64).double(), *vlpt.mask_one_char(ids)
+        monkeypatch.setattr(train_min, "run_model", lambda m, x, i: m(x, i, masked_only=True))
+        found = []
+        for backward in (train_min.whole_backward, train_min.cached_backward):
+            model.zero_grad()
+            more = () if backward is train_min.whole_backward else (pieces,)
+            told = backward(model, *batch, *more)
+            found.append((told, [p.grad.clone() for p in model.parameters()]))
+        (told, gradients), (told_again, again) = found
+        torch.testing.assert_close(told_again, told, rtol=1e-12, atol=0)
+        for a, b in zip(again, gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        assert told[1] > 0 if contrastive else told[1] == 0
+
+    def test_running_statistics_move_once_a_piece(self):
+        torch.manual_seed(0)
+        model = vlpt.VLPT(vlpt.TINY)
+        ids = torch.stack([vlpt.Alphabet("0123456789").encode([str(k) * 2]) for k in range(4)])
+        images = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8)
+        train_min.cached_backward(model, images, *vlpt.mask_one_char(ids), 2)
+        assert model.backbone["bn1"].num_batches_tracked == 2  # and not 4
 
 
 class TestRuns:
