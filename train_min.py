@@ -3,7 +3,7 @@
     python train_min.py                                      # the demo: digits, rendered, on a CPU
     python train_min.py --preset oclip_rn50 --data synthtext:PATH --name rn50
     torchrun --nproc-per-node 4 train_min.py ...             # the same on four GPUs
-    python train_min.py --name rn50 --resume                 # go on after a stop, to the same bits
+    python train_min.py --name rn50 --resume                 # go on; on CPUs to the same bits
     python train_min.py --replay runs/rn50                   # the whole run once more
 
 Everything lands in runs/NAME/: backbone.safetensors (the product), run.json (what the run depends
@@ -67,7 +67,7 @@ PRESETS = {  # the model, the pictures that `--data synth` draws for it, its lea
 }
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "clip_resnet50", "clip_resnet101")
 FREE = {"name", "resume", "overwrite", "replay", "workers", "device", "tensorboard",
-        "skip_nonfinite"}  # fmt: skip  # options that do not decide what a run computes
+        "skip_nonfinite"}  # fmt: skip  # may be given anew for a run that goes on
 BROKEN = 0.1  # largest share of training pictures that may be unreadable, and replaced
 TRIES = 8  # pictures in a row
 LOG_CAP = math.log(100) - 1e-6  # of log_scale; float32's exp of it is below 100, so it can return
@@ -113,23 +113,23 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="`train_min.py compare runs/A runs/B` sets two runs side by side.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    preset = argparse.SUPPRESS  # the preset's, see `configure`
+    unset = argparse.SUPPRESS  # --help names no default, `parse_args` makes it None
     add = parser.add_argument_group("model and pictures").add_argument
     add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
     add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
-    add("--backbone", choices=BACKBONES, default=preset,
+    add("--backbone", choices=BACKBONES, default=unset,
         help="image backbone (default: the preset's, CLIP's stem)")  # fmt: skip
-    add("--init", metavar="PATH|torchvision", default=preset,
+    add("--init", metavar="PATH|torchvision", default=unset,
         help="start the backbone from an export, a run (its folder) or the released oCLIP one, "
         "or from torchvision's ImageNet weights (default: random)")  # fmt: skip
-    add("--image-size", type=int, default=preset,
+    add("--image-size", type=int, default=unset,
         help="height = width, pixels, a multiple of 32 (default: 64 for tiny, 512 for oclip_rn50)",
     )  # fmt: skip
-    add("--alphabet", default=preset, metavar="ascii|data|PATH",
+    add("--alphabet", default=unset, metavar="ascii|data|PATH",
         help=f"characters to learn: 94 of printable ASCII; those of the training words, the most "
         f"frequent {data_stub.MOST}; those of a UTF-8 file (default: digits for tiny on synth, "
         f"else ascii)")  # fmt: skip
-    add("--subset", type=number(int, 1), default=preset, metavar="N",
+    add("--subset", type=number(int, 1), default=unset, metavar="N",
         help="train on N pictures, the same for the same seed (default: all)")  # fmt: skip
     add("--annotated", type=float, default=1.0, metavar="SHARE",
         help="share of its words that each training picture keeps, at least one")  # fmt: skip
@@ -146,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep less of the backbone between forward and backward, compute it again instead",
     )
-    add("--lr", type=number(float, 0, above=True), default=preset,
+    add("--lr", type=number(float, 0, above=True), default=unset,
         help="largest learning rate (default: 1e-3 for tiny, 1e-4 for oclip_rn50)")  # fmt: skip
     add("--warmup", type=number(int, 0), default=150,
         help="steps of linear warm-up; published: 10000")  # fmt: skip
@@ -168,14 +168,14 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="last",
         choices=("last", "previous"),
-        default=preset,
+        default=unset,
         help="go on from its checkpoint, or from the one before, with the options of its start",
     )
     add(
         "--replay",
         metavar="runs/A",
         type=Path,
-        default=preset,
+        default=unset,
         help="repeat a run with its options, in runs/A-replay unless --name says where",
     )
     add("--tensorboard", action="store_true", help="log to runs/NAME/tensorboard as well")
@@ -188,12 +188,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Raises: SystemExit for a wrong option; ValueError or OSError for a wrong earlier run.
     """
     parser = make_parser()
-    defaults = {"lr": None, "image_size": None, "alphabet": None, "subset": None, "backbone": None,
-                "init": None, "resume": None, "replay": None}  # fmt: skip
+    named = [action for action in parser._actions if action.dest != "help"]
+    defaults = {action.dest: None for action in named if action.default is argparse.SUPPRESS}
     args = parser.parse_args(argv, argparse.Namespace(**defaults))
-    for action in parser._actions:
+    for action in named:
         action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))  # once more, without defaults
     if args.resume and (args.overwrite or args.replay):
         parser.error("--resume: got --overwrite or --replay as well, wanted one of them")
     if args.replay or args.resume:
@@ -207,7 +207,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ]
         if differ:
             raise ValueError("options contradict the earlier run's: " + "; ".join(sorted(differ)))
-        kept = {key: value for key, value in earlier.items() if key not in FREE}
+        kept = {k: v for k, v in earlier.items() if k != "name" and k not in given}
         args = argparse.Namespace(**vars(args) | kept)
     args.lr = PRESETS[args.preset][2] if args.lr is None else args.lr
     if args.samples < args.batch:
@@ -339,11 +339,11 @@ def whole_backward(model: nn.Module, images: Tensor, ids: Tensor, targets: Tenso
     output = run_model(model, images, ids)
     masked = targets != vlpt.IGNORE
     char = char_part(output.logits, targets, over_all(masked.sum()))
-    contrastive = 0 * output.log_scale  # so that it has a gradient, as processes expect of each
+    contrastive = 0 * output.log_scale  # a gradient of 0: DDP expects one of each parameter
     if bare(model).config.contrastive:
         contrastive = contrastive_part(output.image, output.text, output.log_scale)
     (world() * (char + contrastive)).backward()
-    right = (output.logits.argmax(-1) == targets)[masked].sum()
+    right = ((output.logits.argmax(-1) == targets) & masked).sum()
     return torch.stack([char, contrastive, right]).detach()
 
 
@@ -378,10 +378,13 @@ def cached_backward(
             output = run_model(model, *part[:2])
             loss = char_part(output.logits, part[2], total)
             char += loss.detach()
-            loss = loss + output.log_scale * (pulls[2] / len(parts) if pulls else 0)
             if pulls:
-                loss = loss + (output.image * pulls[0][here]).sum()
-                loss = loss + (output.text * pulls[1][here]).sum()
+                pull_image, pull_text, pull_scale = pulls
+                loss = loss + (output.image * pull_image[here]).sum()
+                loss = loss + (output.text * pull_text[here]).sum()
+                loss = loss + output.log_scale * pull_scale / len(parts)
+            else:
+                loss = loss + 0 * output.log_scale
             (world() * loss).backward()
         right += ((output.logits.argmax(-1) == part[2]) & (part[2] != vlpt.IGNORE)).sum()
     return torch.stack([char, contrastive, right]).detach()
@@ -405,13 +408,13 @@ def train_step(
     before = [buffer.clone() for buffer in net.buffers()]
     optimizer.zero_grad(set_to_none=True)
     if accumulate == 1:
-        told = whole_backward(model, images, ids, targets)
+        sums = whole_backward(model, images, ids, targets)
     else:
-        told = cached_backward(model, images, ids, targets, accumulate)
+        sums = cached_backward(model, images, ids, targets, accumulate)
     norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     masked, scale = (targets != vlpt.IGNORE).sum(), net.log_scale.detach().exp()
-    told = over_all(torch.cat([told, masked[None]]))  # one transfer from the device a step
-    char, contrastive, right, masked, norm, scale = torch.stack([*told, norm, scale]).tolist()
+    sums = over_all(torch.cat([sums, masked[None]]))
+    char, contrastive, right, masked, norm, scale = torch.stack([*sums, norm, scale]).tolist()
     terms = {"char": char, "contrastive": contrastive, "scale": scale,
              "acc": right / max(1, masked), "norm": norm}  # fmt: skip
     if not all(map(math.isfinite, terms.values())):
@@ -432,6 +435,9 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     """
     net, found = bare(model), []
     net.eval()
+    if dist.is_initialized():  # on CPUs each has statistics of its own; the first's are saved
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
     device, generator = net.log_scale.device, torch.Generator()
     for turn, batch in enumerate(batches):
         counts, features = Counter(unreadable=len(batch.skipped)), None
@@ -480,8 +486,10 @@ class Unbroken(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, k: int) -> list[Any]:
         tried: list[Any] = []
-        while len(tried) < TRIES and not (tried and not isinstance(tried[-1], str)):
-            tried.append(self.data[k + len(tried)])
+        for following in range(TRIES):
+            tried.append(self.data[k + following])
+            if not isinstance(tried[-1], str):
+                break
         return tried
 
 
@@ -507,9 +515,9 @@ def make_loader(
         yield from DataLoader(
             Unbroken(data) if train else data, batch_sampler=batches, num_workers=workers,
             collate_fn=collate if train else data_stub.collate, worker_init_fn=calm,
-            pin_memory=torch.cuda.is_available())  # fmt: skip
+            pin_memory=torch.cuda.is_initialized())  # fmt: skip
     except (EOFError, OSError) as error:  # its last batch was under way
-        raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}") from None
+        raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}.") from None
 
 
 def open_data(
@@ -532,9 +540,6 @@ def open_data(
     if len(halves[1].indices) < 2:
         raise ValueError(f"{args.data}: got 1 usable held-out picture, wanted 2 or more")
     return halves, told
-
-
-# ------------------------------------------------------------------------- the folder of a run
 
 
 # --------------------------------------------------------------------------------- the training
@@ -572,7 +577,7 @@ def fit(
     model: vlpt.VLPT, train: data_stub.Pretraining, heldout: data_stub.Pretraining,
     args: argparse.Namespace, out: Path,
 ) -> Log:  # fmt: skip
-    """The training loop: ten evaluations, each with a checkpoint.
+    """The training loop: up to ten evaluations, each with a checkpoint.
 
     What is drawn in a step follows from the seed and the step's number, so a run that goes on from
     a checkpoint takes the same steps as one that was never stopped.
@@ -588,14 +593,15 @@ def fit(
     log = Log(chance, out, args.tensorboard, done * args.batch, state)
     whole, steps = distribute(model), args.samples // args.batch
     count = min(args.eval, len(heldout.indices))
-    held_keys = np.array_split(np.arange(count), max(1, count // args.batch))[rank() :: world()]
+    pieces = max(1, count // min(args.batch, 64))  # small enough to fit, the same for any W
+    held_keys = np.array_split(np.arange(count), pieces)[rank() :: world()]  # this process's
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, unit="picture", leave=False,
                disable=True if rank() else None)  # fmt: skip
     with signals() as caught, bar:
         began = time.perf_counter()
         for step, batch in enumerate(training_batches(train, args, done), done + 1):
             waited, samples = time.perf_counter() - began, step * args.batch
-            log.missing(samples, batch.skipped, batch.outside)
+            log.skip(samples, batch.skipped, batch.outside)
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * lr_at(step - 1, steps, args.warmup)
             generator.manual_seed(seed_of(args.seed, step, rank()))
@@ -634,16 +640,17 @@ def fit(
 
 def run(args: argparse.Namespace, device: torch.device) -> None:
     """Everything from the options to the RESULT line."""
-    config, scene = configure(args)
-    backbone = load_init(args.init, config) if args.init and not args.resume else None
-    torch.manual_seed(args.seed)
-    for turn in (True, False):  # the first process indexes SynthText, the others read the index
-        if turn == (rank() == 0):
+    for first in (True, False):  # the first process indexes SynthText, then the others read that
+        if first == (rank() == 0):
+            config, scene = configure(args)
             (train, heldout), told = open_data(args, config, scene)
         if dist.is_initialized():
             dist.barrier()
     for split, text in zip(("train", "heldout"), told, strict=True):
         say(f"{split}: {text}")
+    saved = args.resume and any((Path("runs") / args.name).glob("checkpoint*.pt"))
+    backbone = load_init(args.init, config) if args.init and not saved else None
+    torch.manual_seed(args.seed)
     model = vlpt.VLPT(config)
     if backbone is not None:
         model.backbone = backbone

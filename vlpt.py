@@ -68,14 +68,14 @@ class Alphabet:
 
     def __init__(self, chars: str = PRINTABLE) -> None:
         self.chars, self.index = chars, {nfc(char): k for k, char in enumerate(chars, UNK + 1)}
-        if not chars or len(self.index) != len(chars):
+        if {*map(len, self.index)} != {1} or len(self.index) != len(chars):
             raise ValueError(f"alphabet: got {chars!r}, wanted one or more distinct characters")
 
     def __len__(self) -> int:
         return len(self.chars) + UNK + 1
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Up to N words, none empty, or ValueError: (L, N) int64 ids, a column each, cut to L."""
+        """Words as (L, N) int64 ids, one a column, cut to L; ValueError if over N, or one empty."""
         if len(words) > WORDS or "" in words:
             raise ValueError(f"words: got {list(words)}, wanted at most {WORDS}, none empty")
         ids = torch.full((CHARS, WORDS), PAD)
@@ -97,7 +97,7 @@ class Config:
     alphabet: str = PRINTABLE  # characters a word may hold
     image_size: int = 512  # height = width in training, pixels
     backbone: str = "clip_resnet50"  # a name that build_backbone knows
-    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # its **size
+    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # its keywords
     joint_width: int = 384  # D
     text_width: int = 64  # T
     text_layers: int = 6
@@ -152,8 +152,8 @@ class Bottleneck(nn.Module):
         self.conv2, self.bn2 = conv_bn(width, width, 3)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3, self.bn3 = conv_bn(width, 4 * width, 1)
-        nn.init.zeros_(self.bn3.weight)  # a new block is the identity
-        self.downsample = nn.Sequential()  # the identity, too
+        nn.init.zeros_(self.bn3.weight)  # a new block is its shortcut
+        self.downsample = nn.Sequential()  # the shortcut: empty, the identity
         if stride > 1 or inputs != 4 * width:  # named -1, 0, 1 as in released checkpoints
             for k, layer in enumerate((self.avgpool, *conv_bn(inputs, 4 * width, 1)), -1):
                 self.downsample.add_module(str(k), layer)
@@ -197,16 +197,16 @@ def clip_resnet(layers: Sequence[int], width: int = 64) -> tuple[dict[str, nn.Mo
 
 
 def build_backbone(name: str, **size: Any) -> Backbone:
-    """Build an image backbone with random weights, maps at strides 4, 8, 16, 32 (step 1).
+    """Build an image backbone with random weights; layer k has stride 2 ** (k + 1) (step 1).
 
     Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
-        whose size is `layers` (counts of blocks) and `width` (even, or 64); ValueError for others.
+        sized by `layers` (block counts) and `width` (or 64; channels out: 64 k). Else ValueError.
     """
     plain = ("resnet18", "resnet34", "resnet50", "resnet101")
     clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
     if name not in (*plain, *clip):
         raise ValueError(f"backbone: got {name!r}, wanted one of {', '.join((*plain, *clip))}")
-    if (size.keys() - {"width"} != {"layers"}) if name == "clip_resnet" else size:
+    if size.keys() not in ([{"layers"}, {"layers", "width"}] if name == "clip_resnet" else [set()]):
         raise ValueError(f"backbone_size: got {size}, wanted layers, width for 'clip_resnet' only")
     if name in clip:
         return Backbone(name, *clip_resnet(**(size or {"layers": clip[name]})))
@@ -267,7 +267,7 @@ class AttentionPool(Attention):
 
 
 class Layer(nn.Module):
-    """Attention and MLP of a Transformer, with CLIP's two normalisations and its GELU."""
+    """Attention and MLP of a Transformer with CLIP's GELU; `decode` normalises after attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Transformer over the characters of one word, or in "sentence" of all, placed one by one."""
+    """Transformer over each word; "sentence": over all words at once, a PE for each (L, N)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class TextEncoder(nn.Module):
         first, last = (1, 2) if self.sentence else (0, 1)
         x = self.embed(ids).transpose(1, 2).flatten(first, last)  # (B*N, L, T), or (B, N*L, T)
         valid = (ids != PAD).transpose(1, 2).flatten(first, last)
-        valid = valid | ~valid.any(1, keepdim=True)  # softmax needs a key: then pads, zeroed below
+        valid = valid | ~valid.any(1, keepdim=True)  # no characters: see pads, lest softmax be NaN
         for layer in self.layers:
             x = layer.encode(x, valid)  # D5
         x = self.projection(self.ln_final(x)).reshape(B, N, L, -1).transpose(1, 2)
@@ -343,7 +343,7 @@ class VisualTextualDecoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, local: Tensor, size: torch.Size, maps: bool = False) -> Tensor:
-        """Decode (B, Q, D) over (B, S, D), an (h, w) map, or show its maps (B, Q, S)."""
+        """(B, Q, D) over `size` = (h, w) tokens to (B, Q, D); `maps`: last weights, (B, Q, S)."""
         key = local + resize_table(self.position, self.grid, size)  # values go without position
         for layer in self.layers:
             before, query = query, layer.decode(query, key, local)
@@ -378,7 +378,7 @@ def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
     Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
-        log_scale, ln(1/temperature), its exp capped at 100 (D6); own, the rows whose terms to add.
+        log_scale, ln(1/temperature), its exp at most 100 (D6), no gradient above; own, rows to sum.
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
@@ -420,7 +420,7 @@ class VLPT(nn.Module):
         """
         self._check(images, ids, masked_only)
         filled = (ids != PAD).any(0)  # run over these slots only; the others are zero either way
-        L, N = (int(filled.any(dim).nonzero().amax()) + 1 if filled.any() else 1 for dim in (1, 0))
+        L, N = (1 + max(filled.any(k).nonzero().flatten().tolist(), default=0) for k in (1, 0))
         used, feature_map = ids[:, :L, :N].to(images.device), self.backbone(images)[-1]
         image, local = self.pool(feature_map)
         te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
@@ -437,27 +437,27 @@ class VLPT(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where image feature and characters come from, mean over heads; ValueError as `forward`.
+        """Where image and characters look, mean over heads; in eval(); ValueError as `forward`.
 
         Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
-            N, h, w), followed through the pool, which mixes places. Each sums to 1, pads' too.
+            N, h, w), times the pool's own weights, which mix places. Each sums to 1, pads' too.
         """
         self._check(images, ids)
         if self.decoder is None:
             raise ValueError("decoder: got 'none', wanted 'visual_textual' for attention maps")
         feature_map = self.backbone(images)[-1]
         size, tokens = feature_map.shape[2:], self.pool.tokens(feature_map)
-        image, local = self.pool.weights(tokens, tokens[:, 1:]).split([1, len(tokens[0]) - 1], 1)
-        query, mixed = self.text(ids).flatten(1, 2), self.pool(feature_map)[1]
-        characters = self.decoder(query, mixed, size, maps=True) @ local
-        return image.reshape(-1, *size), characters.reshape(*ids.shape, *size)
+        places = self.pool.weights(tokens, tokens[:, 1:])  # (B, 1 + S, S): image, then local tokens
+        query, local = self.text(ids.to(images.device)).flatten(1, 2), self.pool(feature_map)[1]
+        characters = self.decoder(query, local, size, maps=True) @ places[:, 1:]
+        return places[:, 0].unflatten(1, size), characters.reshape(*ids.shape, *size)
 
     def _check(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> None:
-        got, words = tuple(images.shape), tuple(ids.shape)
+        got, size = tuple(images.shape), tuple(ids.shape)
         if len(got) != 4 or got[1] != 3 or got[2] % 32 or got[3] % 32:
             raise ValueError(f"images: got {got}, wanted (B, 3, H, W), H and W multiples of 32")
-        if len(words) != 3 or words[0] != got[0] or words[1] > CHARS or words[2] > WORDS:
-            raise ValueError(f"ids: got {words}, wanted ({got[0]}, <={CHARS}, <={WORDS})")
+        if len(size) != 3 or size[0] != got[0] or 0 in size or size[1] > CHARS or size[2] > WORDS:
+            raise ValueError(f"ids: got {size}, wanted ({got[0]}, 1..{CHARS}, 1..{WORDS})")
         if masked_only and (ids == MASK).sum(1).gt(1).any():
             raise ValueError("ids: got a word with two MASK, wanted at most one for masked_only")
 
@@ -590,7 +590,7 @@ def main() -> None:
 
     config = OCLIP_RN50 if args.command == "oclip_rn50" else TINY
     model = VLPT(config).eval()
-    for stage in (*filter(None, model.children()), model):
+    for stage in (*model.children(), model):
         stage.register_forward_hook(report)
     ids = Alphabet(config.alphabet).encode([config.alphabet * CHARS] * WORDS).expand(2, -1, -1)
     model(torch.zeros(2, 3, config.image_size, config.image_size), mask_one_char(ids)[0])

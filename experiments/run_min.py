@@ -91,7 +91,7 @@ def signals() -> Iterator[list[int]]:
     caught: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        if caught:
+        if caught and not dist.is_initialized():  # torchrun may repeat one, and kills in the end
             os._exit(128 + number)
         caught.append(number)
         print("stopping after this step; once more to stop at once", file=sys.stderr)
@@ -181,14 +181,17 @@ def save_checkpoint(
 ) -> None:  # fmt: skip
     """Write weights, optimiser and settings to checkpoint.pt; the one before is kept."""
     log.share()
-    if rank():
-        return
-    held = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-            "config": dataclasses.asdict(model.config), "args": kept_options(args),
-            "log": log.state()}  # fmt: skip
-    buffer = io.BytesIO()  # torch writes to memory only, as it does not survive a full disk
-    torch.save(held, buffer)
-    write(out / "checkpoint.pt", buffer.getvalue(), keep=out / "checkpoint.previous.pt")
+    if rank() == 0:
+        held = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "config": dataclasses.asdict(model.config), "args": kept_options(args),
+                "step": step, "processes": world(), "log": log.state()}  # fmt: skip
+        buffer = io.BytesIO()  # torch writes to memory only, as it does not survive a full disk
+        torch.save(held, buffer)
+        damaged = args.resume == "previous"  # else it would take the good one's place
+        previous = None if damaged else out / "checkpoint.previous.pt"
+        write(out / "checkpoint.pt", buffer.getvalue(), keep=previous)
+    if dist.is_initialized():
+        dist.barrier()  # a process that ends early makes torchrun end the others
 
 
 def restore(
@@ -211,11 +214,15 @@ def restore(
         try:
             model.load_state_dict(held["state_dict"])
             optimizer.load_state_dict(held["optimizer"])
+            if held["config"] != dataclasses.asdict(model.config):
+                raise ValueError("of an alphabet of the same length, for example")
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError(f"{path}: not a checkpoint of this run's model") from None
     except ValueError as error:
         offer = "; the one before it: --resume previous" if before.exists() else ""
         raise ValueError(f"{error}{offer if which == 'last' else ''}") from None
+    if (count := held.get("processes")) != world():
+        raise ValueError(f"{path}: got {world()} processes, wanted {count}, as it has")
     return held["step"], held["log"]
 
 
@@ -241,10 +248,11 @@ class Log:
         self.rows: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter(held.get("skipped"))
-        self.fresh: list[tuple[int, str]] = []  # skipped pictures that the others do not know of
+        self.unshared: list[tuple[int, str]] = []  # skipped by this process, see `share`
+        self.unshared_outside = 0
         self.outside, self.nonfinite = held.get("outside", 0), held.get("nonfinite", 0)
         self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
-        self.timed = self.printed = 0  # steps whose seconds, whose numbers are printed
+        self.timed = self.averaged = 0  # steps whose seconds, whose numbers are printed
         self.began, self.earlier = samples, held.get("seconds", 0.0)
         self.chance, self.path, self.board = chance, None, None
         if out is not None and rank() == 0:
@@ -273,13 +281,12 @@ class Log:
                 entry = json.loads(line)
                 if entry["samples"] <= samples:
                     kept.append(line + "\n")
-                    speed = {"kind": entry.pop("kind"), "img_s": 0, "wait": 0}
-                    entry = {key: value for key, value in entry.items() if key not in speed}
-                    known.get(speed["kind"], []).append(entry)
+                    rows = known.get(entry.pop("kind"), [])
+                    rows.append({k: v for k, v in entry.items() if k not in ("img_s", "wait")})
             except (ValueError, KeyError, TypeError, AttributeError):
                 told = f"{path}:{place}: got {line[:80]!r}, wanted a line of this log"
                 raise ValueError(told) from None
-        self.printed = len(self.rows)
+        self.averaged = len(self.rows)
         write(path, "".join(kept).encode())
 
     def note(self, kind: str, entry: dict[str, Any]) -> None:
@@ -306,10 +313,10 @@ class Log:
             for key, value in row.items():
                 self.board.add_scalar(f"train/{key}", value, samples)
 
-    def missing(self, samples: int, skipped: list[str], outside: int) -> None:
+    def skip(self, samples: int, skipped: list[str], outside: int) -> None:
         """Pictures of a step that could not be read, words that were outside theirs."""
-        self.fresh += [(samples, reason) for reason in skipped]
-        self.outside += outside
+        self.unshared += [(samples, reason) for reason in skipped]
+        self.unshared_outside += outside
 
     def blame(self, samples: int, terms: dict[str, float], pictures: list[str]) -> None:
         """Keep what led to a step that could not be taken."""
@@ -323,14 +330,15 @@ class Log:
 
     def share(self) -> None:
         """Count and note the pictures that any of the processes had to skip."""
-        everywhere: list[Any] = [self.fresh]
+        everywhere: list[Any] = [self.unshared]
         if dist.is_initialized():
             everywhere = [None] * world()
-            dist.all_gather_object(everywhere, self.fresh)
+            dist.all_gather_object(everywhere, self.unshared)
         for samples, reason in chain(*everywhere):
             self.skipped[reason] += 1
             self.note("skipped", {"samples": samples, "reason": reason})
-        self.fresh = []
+        self.outside += int(over_all(torch.tensor(self.unshared_outside)))
+        self.unshared, self.unshared_outside = [], 0
 
     def evaluation(self, samples: int, result: dict[str, float]) -> str:
         """Note an evaluation; the line to print, with means since the last one."""
@@ -341,7 +349,7 @@ class Log:
         if self.board is not None:
             for key, value in result.items():
                 self.board.add_scalar(f"heldout/{key}", value, samples)
-        recent, self.printed = self.rows[self.printed :], len(self.rows)
+        recent, self.averaged = self.rows[self.averaged :], len(self.rows)
         keys = ("char", "contrastive", "scale", "acc")
         mean = [float(np.mean([row[k] for row in recent])) if recent else math.nan for k in keys]
         line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *mean)

@@ -91,7 +91,7 @@ MUTANTS = [
     ("maps: no scale", "TestStep5", " * q.shape[-1] ** -0.5", ""),
     ("maps: first layer for last", "TestStep5", "return self.layers[-1].attn",
      "return self.layers[0].attn"),
-    ("maps: not followed through the pool", "TestStep5", "maps=True) @ local", "maps=True)"),
+    ("maps: not followed through the pool", "TestStep5", "maps=True) @ places[:, 1:]", "maps=True)"),
     ("keys detached", "TestStep5", "key = local + resize_table",
      "key = local.detach() + resize_table"),
     ("decoder none: without the image", "TestStep5", "else query + image.unsqueeze(1)",
@@ -159,7 +159,7 @@ MUTANTS = [
      "export_run(args.run, args.out, args.layout)", 'export_run(args.run, args.out, "native")'),
     ("the command says no steps", "TestCommandLine", ', "steps": held["step"]}', "}"),
     # the model
-    ("trimmed one character short", "TestModel", ".amax()) + 1 if", ".amax()) if"),
+    ("trimmed one character short", "TestModel", "(1 + max(filled", "(max(filled"),
     ("logits at pads kept", "TestModel",
      "unflatten(1, (-1, N)) * valid.unsqueeze(-1)", "unflatten(1, (-1, N))"),
     ("masked_only: logits at every character", "TestModel", "valid = used == MASK", "pass"),

@@ -138,6 +138,47 @@ class TestResume:
         train_min.main(["--name", "t", "--resume"])
         assert same(weights(whole), weights(tmp_path))
 
+    def test_options_that_may_change_are_those_of_the_start_until_given(self, whole, monkeypatch):
+        monkeypatch.chdir(whole)
+        args = train_min.parse_args(["--name", "t", "--resume"])
+        assert (args.workers, args.batch, args.name) == (0, 8, "t")
+        args = train_min.parse_args(["--name", "t", "--resume", "--workers", "3"])
+        assert (args.workers, args.batch) == (3, 8)
+
+    def test_a_run_that_dies_before_its_first_checkpoint_keeps_its_first_weights(
+        self, whole, tmp_path
+    ):
+        first = whole / "runs" / "t" / "backbone.safetensors"
+        still = ["--samples", "800", "--init", str(first), "--lr", "1e-12", "--weight-decay", "0"]
+        Run(tmp_path, *still).until(1).send(signal.SIGKILL).process.join()
+        assert not Path("runs/t/checkpoint.pt").exists()
+        Run(tmp_path, "--resume").until(80 // 8 + 1).send(signal.SIGTERM).end(143)
+        ours, theirs = weights(tmp_path)["state_dict"], weights(whole)["state_dict"]
+        for key in ("backbone.conv1.weight", "backbone.layer1.0.conv1.weight"):
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-9)
+
+    def test_previous_is_kept_until_there_is_another_whole_one(self, tmp_path):
+        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+        good = weights(tmp_path, file="checkpoint.previous.pt")
+        Path("runs/t/checkpoint.pt").write_bytes(b"damaged")
+        Run(tmp_path, "--resume", "previous", fault=die_between_renames).end(-signal.SIGKILL)
+        assert same(good, weights(tmp_path, file="checkpoint.previous.pt"))
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [("processes", 3, "got 1 processes, wanted 3, as it has"),
+         ("config", {"alphabet": "9876543210"}, "not a checkpoint of this run's model")],
+    )  # fmt: skip
+    def test_a_run_of_other_processes_or_letters_is_not_taken_up(
+        self, key, value, message, whole, tmp_path
+    ):
+        Run(tmp_path, *LONG).until(3).send(signal.SIGTERM).end(143)
+        held = weights(tmp_path)
+        held[key] = held[key] | value if isinstance(value, dict) else value
+        torch.save(held, "runs/t/checkpoint.pt")
+        with pytest.raises(SystemExit, match=message):
+            train_min.main(["--name", "t", "--resume"])
+
     def test_replay_repeats_a_run(self, whole, tmp_path):
         train_min.main(["--replay", str(whole / "runs/t"), "--name", "again"])
         assert same(weights(whole), weights(tmp_path, "again"))
@@ -228,7 +269,6 @@ def die_between_renames():
         if self.name == "checkpoint.pt.part" and Path(target).with_name(
             "checkpoint.previous.pt"
         ).exists():  # fmt: skip
-            assert not Path(target).exists()
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(self, target)
 
@@ -442,6 +482,35 @@ class TestManyProcesses:
         assert out.returncode != 0 and "pictures cannot be read" in out.stderr
         assert "process 0: error" in out.stderr or "process 1: error" in out.stderr
         assert time.monotonic() - began < 90
+
+    def test_a_signal_to_each_of_them_waits_until_the_first_has_saved(self, tmp_path):
+        """Or torchrun would end it, as the others are gone."""
+        script = tmp_path / "slow.py"
+        script.write_text(
+            "import os, sys, time\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            "import train_min\n"
+            "from experiments import run_min\n"
+            "open('pid' + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+            "write = run_min.write\n"
+            "def slow(path, *rest, **more):\n"
+            "    time.sleep(4 * (path.name == 'checkpoint.pt'))\n"
+            "    write(path, *rest, **more)\n"
+            "run_min.write = slow\n"
+            "train_min.main()\n"
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", str(script), *RUN, "--samples", "4000"]
+        with open("told", "w") as told:
+            process = subprocess.Popen(command, stdout=told, stderr=told)
+        log = Path("runs/t/log.jsonl")
+        while not log.exists() or log.read_text().count('"step"') < 2:
+            assert process.poll() is None, Path("told").read_text()
+            time.sleep(0.1)
+        for number in (0, 1):
+            os.kill(int(Path(f"pid{number}").read_text()), signal.SIGTERM)
+        assert process.wait(120) != 0
+        assert weights(tmp_path)["step"] >= 2 and weights(tmp_path)["processes"] == 2
 
     def test_a_batch_that_cannot_be_shared_is_one_line(self):
         out = torchrun(3, str(ROOT / "train_min.py"), *RUN)
