@@ -47,7 +47,7 @@ class TestRender:
     @pytest.mark.parametrize(("size", "scene"), SCENES)
     def test_every_picture_has_words_with_quads_that_fit(self, size, scene):
         for index in range(60 if size < 256 else 25):
-            image, words, quads, _ = ds.render(1, index, size, scene=scene)
+            image, words, quads = ds.render(1, index, size, scene=scene)[:3]
             assert image.shape == (size, size, 3) and image.dtype == np.uint8
             assert 1 <= len(words) <= scene.words[1]
             assert quads.shape == (len(words), 4, 2) and quads.dtype == np.float32
