@@ -178,6 +178,15 @@ class TestTableA:
         job = rm.Job("x", "finetune", "x", "scratch")
         assert rm.choose_rate(job, tmp_path) == 3e-3
         assert rm.choose_rate(dataclasses.replace(job, arm="pre-trained"), tmp_path) == 1e-3
+        rendered = dataclasses.replace(job, rendered=True, samples=2)
+        run = {"job": dataclasses.asdict(rendered), "result": {"lr": 1e-3, "f": 0.1}}
+        (tmp_path / "rate-rendered-scratch-0.001.json").write_text(json.dumps(run))
+        assert rm.choose_rate(rendered, tmp_path) == 1e-3  # others than the photographs'
+        assert rm.choose_rate(job, tmp_path) == 3e-3
+        with pytest.raises(
+            ValueError, match=r"got no rate-\*\.json of x, wanted its learning rates"
+        ):
+            rm.choose_rate(dataclasses.replace(rendered, samples=3), tmp_path)
 
     def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
         seen = {}
