@@ -405,13 +405,29 @@ class TestModel:
         logits.sum().backward()
         assert all(p.grad is not None for p in model.parameters())
 
-    def test_a_word_may_only_be_seen_in_the_coarsest_map(self):
-        """The pyramid hands the last stage's map down to the finest level."""
-        model = dm.PSENet(vlpt.build_backbone("clip_resnet", width=8, layers=(1, 1)), 4).eval()
-        for layer in model.lateral[0].parameters():
-            torch.nn.init.zeros_(layer)
-        images = torch.randn(1, 3, 64, 64)
-        assert (model(images) - model(images * 2)).abs().max() > 0
+    def test_each_level_hears_of_the_coarser_ones_and_not_of_the_finer(self):
+        model, seen = dm.PSENet(vlpt.build_backbone("resnet18"), 4).eval(), []
+        model.fuse.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+        images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        model(images)
+        for stage in range(4):
+            kept = model.lateral[stage].bias.data.clone()
+            model.lateral[stage].bias.data += 1
+            model(images)
+            model.lateral[stage].bias.data = kept
+            levels = (seen[-1] - seen[0]).abs().amax((1, 2)).unflatten(0, (4, 4)).amax(1)
+            coarsest_first = [k >= 3 - stage for k in range(4)]
+            assert (levels > 1e-4).tolist() == coarsest_first
+
+    def test_matrices_decay_and_gains_do_not(self, monkeypatch):
+        groups, adam = [], torch.optim.AdamW
+        monkeypatch.setattr(torch.optim, "AdamW", lambda g, lr: groups.extend(g) or adam(g, lr=lr))
+        args = dm.parse_args(["train", *TINY, "--samples", "4"])
+        model = dm.build({"backbone": "tiny", "width": 8, "device": "cpu"})
+        dm.fit(model, dm.Crops(dm.open_pages("synth", "train", 64, 4), None, 64, 64, 0.4, 0), args)
+        decays = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        assert decays == {id(p) for p in model.parameters() if p.ndim > 1}
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
     def test_starts_from_an_export_or_a_run(self, tmp_path):
         torch.manual_seed(0)
@@ -548,6 +564,8 @@ class TestCommands:
         monkeypatch.setattr(
             dm, "detect", lambda *_: ([quad, quad + np.float32([60, 30])], [0.9, 0.8])
         )
+        (trained / "runs/d/results").mkdir(exist_ok=True)
+        (trained / "runs/d/results/res_img_7.txt").write_text("of another set")
         dm.main(["eval", "runs/d", "--data", "icdar2015:ic"])
         results = sorted((trained / "runs/d/results").iterdir())
         assert [p.name for p in results] == ["res_img_801.txt", "res_img_802.txt"]
@@ -573,6 +591,15 @@ class TestCommands:
         assert overlay[10, 30].tolist() == [255, 0, 80] and overlay[20, 30].tolist() == [0, 0, 0]
         assert not list(out.glob("*.part"))
         assert "1 texts; wrote" in capsys.readouterr().out
+
+    def test_predict_takes_the_pictures_of_a_folder(self, trained, monkeypatch, tmp_path):
+        monkeypatch.chdir(trained)
+        for name in ("one.jpg", "two.PNG"):
+            Image.new("RGB", (64, 64)).save(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("no picture")
+        dm.main(["predict", "runs/d", str(tmp_path)])
+        out = trained / "runs/d/predictions"
+        assert {"one.json", "one.png", "two.json", "two.png"} <= {p.name for p in out.iterdir()}
 
     def test_detections_are_in_the_picture_s_own_pixels(self):
         """A model that sees bright pixels as text, shown a bright box at another scale."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -59,7 +60,7 @@ class TestJobs:
             [dataclasses.replace(j, name="", arm="", init="") for j in jobs if j.arm == arm]
             for arm in rm.ARMS
         ]
-        assert arms[0] == arms[1] and len(arms[0]) == 3 * 4
+        assert arms[0] == arms[1] and len(arms[0]) == 3 * 6
         assert {job.init for job in jobs if job.arm == "scratch"} == {""}
         assert {job.subset for job in jobs if not job.rendered} == {100, 200, None}
         assert len({job.seed for job in jobs}) >= 3
@@ -112,9 +113,9 @@ class TestPretraining:
 
         monkeypatch.setattr(train_min, "train_step", watch)
         feeds = (rm.Feed("synth", 64, 5, rm.one_word), rm.Feed("icdar2015", 32, 2))
-        found = rm.run_stage(vlpt.VLPT(SMOKE.config), rm.Stage(feeds, 4, 1e-3), 0, 1.0)
+        found = rm.run_stage(vlpt.VLPT(SMOKE.config), rm.Stage(feeds, 4, 1e-3, 10), 0, 1.0)
         assert sizes == [(5, 64), (2, 32)] * 4
-        assert found["synth"]["pictures"] > found["icdar2015"]["pictures"] > 1
+        assert found["synth"]["pictures"] == 10 and found["icdar2015"]["pictures"] == 3
 
     def test_goes_on_after_the_last_finished_stage(self, inside, monkeypatch, tmp_path):
         job = rm.Job("two", "pretrain", "two", stages="short")
@@ -177,6 +178,15 @@ class TestTableA:
         job = rm.Job("x", "finetune", "x", "scratch")
         assert rm.choose_rate(job, tmp_path) == 3e-3
         assert rm.choose_rate(dataclasses.replace(job, arm="pre-trained"), tmp_path) == 1e-3
+        rendered = dataclasses.replace(job, rendered=True, samples=2)
+        run = {"job": dataclasses.asdict(rendered), "result": {"lr": 1e-3, "f": 0.1}}
+        (tmp_path / "rate-rendered-scratch-0.001.json").write_text(json.dumps(run))
+        assert rm.choose_rate(rendered, tmp_path) == 1e-3  # others than the photographs'
+        assert rm.choose_rate(job, tmp_path) == 3e-3
+        with pytest.raises(
+            ValueError, match=r"got no rate-\*\.json of x, wanted its learning rates"
+        ):
+            rm.choose_rate(dataclasses.replace(rendered, samples=3), tmp_path)
 
     def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
         seen = {}
@@ -267,3 +277,26 @@ class TestReports:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit, match="got no runs, wanted some"):
             rm.main(["summary", "--scale", "smoke"])
+
+
+class TestReadme:
+    def test_shows_what_was_measured(self, capsys):
+        rm.main(["check-readme"])
+        assert "agrees" in capsys.readouterr().out
+
+    def test_another_number_is_noticed(self, tmp_path, monkeypatch):
+        results = json.loads(rm.RESULTS.read_text())
+        for row in results["tables"]["a"]:
+            for values in row["values"].values():
+                values.update({seed: value + 1 for seed, value in values.items()})
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        monkeypatch.setattr(rm, "RESULTS", tmp_path / "results.json")
+        with pytest.raises(SystemExit, match=r"README\.md: its table is not that of results\.json"):
+            rm.main(["check-readme"])
+
+    def test_is_that_of_the_scale_that_was_run(self):
+        results = json.loads(rm.RESULTS.read_text())
+        assert results["scale"] == "cpu" and set(results["tables"]) == set(rm.TABLES)
+        numbers = [value for row in results["tables"]["a"] for values in row["values"].values()
+                   for value in values.values()]  # fmt: skip
+        assert np.isfinite(numbers).all() and min(numbers) >= 0 and max(numbers) <= 100
