@@ -23,14 +23,14 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-import pyclipper
-import shapely
+import pyclipper  # type: ignore[import-untyped]  # no stubs
+import shapely  # type: ignore[import-untyped, unused-ignore]  # stubs optional
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageEnhance
@@ -43,8 +43,9 @@ import data_stub
 import vlpt
 
 KERNELS = 7  # n
-BACKBONES = {name: {} for name in ("resnet18", "resnet34", "resnet50", "resnet101",
-                                   "clip_resnet50", "clip_resnet101")}  # fmt: skip
+BACKBONES: dict[str, Mapping[str, Any]] = {
+    name: {} for name in ("resnet18", "resnet34", "resnet50", "resnet101",
+                          "clip_resnet50", "clip_resnet101")}  # fmt: skip
 BACKBONES["tiny"] = vlpt.TINY.backbone_size  # a clip_resnet; the others have one size each
 SETTINGS = ("backbone", "width", "long", "smallest", "curved", "score", "device")  # of a detector
 GREY = (114, 114, 114)  # beyond the picture
@@ -62,7 +63,17 @@ class Page(NamedTuple):
     ignored: np.ndarray  # (len(polygons),) bool, True: "###", neither text nor background
 
 
-class Pages(Sequence):
+class PageSource(Protocol):
+    """Pages by number, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Page: ...
+
+    def name(self, index: int, /) -> str: ...
+
+
+class Pages:
     """A source of data_stub.py as pages."""
 
     def __init__(self, source: data_stub.Source) -> None:
@@ -84,7 +95,7 @@ class Pages(Sequence):
         return Page(Image.fromarray(sample.image), [*sample.quads, *regions], ignored)
 
 
-class TotalText(Sequence):
+class TotalText:
     """Total-Text with its annotation as text files; its test pictures are the held-out ones."""
 
     TREE = """    ROOT/Images/Train/img11.jpg, ROOT/Images/Test/img1.jpg, and for each picture
@@ -124,7 +135,7 @@ class TotalText(Sequence):
 
 def open_pages(
     spec: str, split: str, size: int = 256, count: int = 1000, seed: int = 0
-) -> Sequence:
+) -> PageSource:
     """Open one half of a source; size, count and seed are those of rendered pictures.
 
     Raises: ValueError or OSError, which name what is wrong.
@@ -198,15 +209,16 @@ def crop_page(page: Page, side: int, scale: float, rng: np.random.Generator) -> 
     return Page(canvas, [np.float32((p - corner) * scale) for p in page.polygons], page.ignored)
 
 
-class Crops(torch.utils.data.Dataset):
+class Crops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
     """An endless run over pages: item k is a crop of page k mod length of a shuffled epoch.
 
     `long` is what the longer side of a page becomes, pixels, times a random 0.7 to 1.4.
     """
 
     def __init__(
-        self, pages: Sequence, subset: int | None, long: int, side: int, smallest: float, seed: int
-    ) -> None:
+        self, pages: PageSource, subset: int | None, long: int, side: int, smallest: float,
+        seed: int,
+    ) -> None:  # fmt: skip
         if subset is not None and not 1 <= subset <= len(pages):
             raise ValueError(f"--subset: got {subset}, wanted 1 to {len(pages)} pictures")
         order = np.random.default_rng([seed, 1]).permutation(len(pages))
@@ -221,9 +233,10 @@ class Crops(torch.utils.data.Dataset):
         page, rng = self.pages[self.indices[order[position]]], np.random.default_rng([self.seed, k])
         scale = self.long / max(page.image.size) * 2 ** rng.uniform(-0.5, 0.5)
         page = crop_page(page, self.side, scale, rng)
-        truth = draw_kernels(page.polygons, page.ignored, (self.side, self.side), self.smallest)
+        shape = (self.side, self.side)
+        kernels, valid = draw_kernels(page.polygons, page.ignored, shape, self.smallest)
         pixels = np.array(page.image).transpose(2, 0, 1)
-        return torch.from_numpy(pixels), *map(torch.from_numpy, truth)
+        return torch.from_numpy(pixels), torch.from_numpy(kernels), torch.from_numpy(valid)
 
 
 # -------------------------------------------------------------------------------------- the model
@@ -319,7 +332,9 @@ def expand(kernels: np.ndarray) -> np.ndarray:
     return labels.reshape(height + 2, width + 2)[1:-1, 1:-1]
 
 
-def outline(labels: np.ndarray, scores: np.ndarray, curved: bool, least: float, area: int):
+def outline(
+    labels: np.ndarray, scores: np.ndarray, curved: bool, least: float, area: int
+) -> tuple[list[np.ndarray], list[float]]:
     """Turn labels (H, W) into polygons, at least `area` pixels and of a mean score of `least`.
 
     Returns: a list of (P, 2) float32 polygons, quads unless `curved`, clockwise as they are seen;
@@ -341,14 +356,16 @@ def outline(labels: np.ndarray, scores: np.ndarray, curved: bool, least: float, 
             continue
         if cv2.contourArea(polygon, oriented=True) < 0:
             polygon = polygon[::-1]
-        corner = np.float32([columns.start - 1, rows.start - 1])
+        corner = np.array([columns.start - 1, rows.start - 1], np.float32)
         polygons.append(np.float32(polygon) + corner)
         means.append(mean)
     return polygons, means
 
 
 @torch.no_grad()
-def detect(model: PSENet, image: Image.Image, settings: dict) -> tuple[list[np.ndarray], list]:
+def detect(
+    model: PSENet, image: Image.Image, settings: dict[str, Any]
+) -> tuple[list[np.ndarray], list[float]]:
     """Find text in a picture: polygons in its own pixels, and the mean score of each, 0..1."""
     scale = settings["long"] / max(image.size)
     size = [max(1, round(scale * side)) for side in image.size]
@@ -369,12 +386,12 @@ def detect(model: PSENet, image: Image.Image, settings: dict) -> tuple[list[np.n
 # -------------------------------------------------------------------------------------- the score
 
 
-def area_of(polygon: np.ndarray) -> shapely.Geometry:
+def area_of(polygon: np.ndarray) -> shapely.geometry.base.BaseGeometry:
     return shapely.make_valid(shapely.Polygon(polygon))
 
 
 def match(
-    truth: Sequence[np.ndarray], ignored: Sequence[bool], found: Sequence[np.ndarray]
+    truth: Sequence[np.ndarray], ignored: Sequence[bool] | np.ndarray, found: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Count as ICDAR 2015 does: (matched, words, detections) of one picture, int64.
 
@@ -403,7 +420,9 @@ def f_score(counts: np.ndarray) -> dict[str, float]:
     return {"precision": precision, "recall": recall, "f": f}
 
 
-def evaluate(model: PSENet, pages: Sequence, settings: dict, out: Path | None = None) -> dict:
+def evaluate(
+    model: PSENet, pages: PageSource, settings: dict[str, Any], out: Path | None = None
+) -> dict[str, float]:
     """Score a model on pages; with `out`, write res_NAME.txt there in the competition's form."""
     model.eval()
     total, start = np.zeros(3, np.int64), time.perf_counter()
@@ -431,13 +450,13 @@ def write(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def save(path: Path, model: PSENet, settings: dict) -> None:
+def save(path: Path, model: PSENet, settings: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     torch.save({"state_dict": model.state_dict(), "settings": settings}, part)
     part.replace(path)
 
 
-def build(settings: dict, init: str | None = None) -> PSENet:
+def build(settings: dict[str, Any], init: str | None = None) -> PSENet:
     """The detector of some settings; its backbone from `init`, an export or a run, or random."""
     name = settings["backbone"]
     known, size = "clip_resnet" if name == "tiny" else name, BACKBONES[name]
@@ -446,10 +465,10 @@ def build(settings: dict, init: str | None = None) -> PSENet:
     else:
         backbone = vlpt.build_backbone(known, **size)
     model = PSENet(backbone, settings["width"])
-    return model.to(settings["device"], memory_format=torch.channels_last)
+    return model.to(settings["device"]).to(memory_format=torch.channels_last)
 
 
-def load(run: Path, device: str) -> tuple[PSENet, dict]:
+def load(run: Path, device: str) -> tuple[PSENet, dict[str, Any]]:
     """A detector that `train` left. Raises: OSError, ValueError if it is anything else."""
     held = vlpt.read_checkpoint(run)
     try:
@@ -462,7 +481,7 @@ def load(run: Path, device: str) -> tuple[PSENet, dict]:
 
 
 def batches(data: Crops, count: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
-    keys = (range(k * batch, (k + 1) * batch) for k in range(count))
+    keys = (list(range(k * batch, (k + 1) * batch)) for k in range(count))
     return iter(torch.utils.data.DataLoader(data, batch_sampler=keys, num_workers=workers))
 
 
@@ -500,7 +519,7 @@ def fit(model: PSENet, data: Crops, args: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
-def train(args: argparse.Namespace) -> dict:
+def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train on the training half of --data and write runs/NAME/; what was settled and learned."""
     settings = {key: getattr(args, key) for key in SETTINGS}
     torch.manual_seed(args.seed)
@@ -520,7 +539,7 @@ def train(args: argparse.Namespace) -> dict:
     return found
 
 
-def score(args: argparse.Namespace) -> dict:
+def score(args: argparse.Namespace) -> dict[str, float]:
     """Score a trained detector on the held-out half of --data."""
     model, settings = load(args.run, args.device)
     pages = open_pages(args.data, "heldout", settings["long"], args.count)

@@ -67,7 +67,8 @@ PATHS = {  # where data lie, from the environment
 }
 ALNUM = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ARMS = {"scratch": "", "pre-trained": "pre-all"}  # and the pre-training that each starts from
-VARIANTS = {  # table b: fields of Config, and the paper's F-score
+# table b: fields of Config, and the paper's F-score
+VARIANTS: dict[str, tuple[dict[str, Any], float | None]] = {
     "CAE": ({"decoder": "none", "contrastive": False}, 82.6),
     "CAE + BCL": ({"decoder": "none"}, 82.9),
     "CAE + VTD": ({"contrastive": False}, 83.9),
@@ -105,7 +106,8 @@ class Stage(NamedTuple):
     held: int = 512  # held-out pictures of each feed to evaluate on, at most
 
 
-class Task(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Task:
     """What a detector is trained and scored on."""
 
     data: str
@@ -210,7 +212,9 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
             name, label = f"rate-{arm}-{lr}", f"lr {lr}"
             jobs.append(Job(name, "rate", label, arm, 100, ARMS[arm], subset=scale.part, lr=lr))
     if table == "a":
-        places = [(f"{n or 'all'} photographs", str(n or "all"), n, None) for n in scale.subsets]
+        places: list[tuple[str, str, int | None, int | None]] = [
+            (f"{n or 'all'} photographs", str(n or "all"), n, None) for n in scale.subsets
+        ]
         if scale.part:
             n, long = scale.part, 2 * scale.task.samples
             places.append((f"{n} photographs, {long} crops", f"{n}-long", n, long))
@@ -228,6 +232,7 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
             for label, key, n, samples in places
             for seed in scale.seeds for arm, init in ARMS.items()
         ]  # fmt: skip
+    rows: dict[str, tuple[dict[str, Any], float]]
     if table == "c":
         rows = {f"{share:.0%}": ({}, share) for share in SHARES}
     else:
@@ -279,7 +284,7 @@ def machine(device: str) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def read_run(path: Path) -> dict:
+def read_run(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -302,10 +307,10 @@ class WithoutQuads(data_stub.Source):
     def __len__(self) -> int:
         return len(self.source)
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return self.source.learnable(alphabet, notes)
 
-    def characters(self) -> Counter:
+    def characters(self) -> Counter[str]:
         return self.source.characters()
 
     def name(self, index: int) -> str:
@@ -329,7 +334,7 @@ def open_feed(
     )  # fmt: skip
 
 
-def pretrain(job: Job, scale: Scale, folder: Path) -> dict:
+def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     """Pre-train as a job says and leave a checkpoint that `detect_min.py --init` reads."""
     config = dataclasses.replace(scale.config, **job.fields)
     torch.manual_seed(job.seed)
@@ -340,7 +345,7 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict:
             train_min.main([*scale.start, "--name", str(start.relative_to("runs"))])
         model.backbone = train_min.load_init(str(start), config)
         train_min.load_pool(str(start), model.pool)
-    model.to(scale.device, memory_format=torch.channels_last)
+    model.to(scale.device).to(memory_format=torch.channels_last)
     for number, stage in enumerate(getattr(scale, job.stages)):
         part = folder / f"{job.name}-{number}.pt"
         if part.exists():  # stopped after this stage
@@ -355,13 +360,13 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict:
     return found
 
 
-def save(path: Path, model: vlpt.VLPT, found: dict) -> None:
+def save(path: Path, model: vlpt.VLPT, found: dict[str, Any]) -> None:
     part, config = path.with_name(path.name + ".part"), dataclasses.asdict(model.config)
     torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, part)
     part.replace(path)
 
 
-def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict:
+def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict[str, Any]:
     """Train on each feed in turn; what is read in held-out pictures of each feed afterwards."""
     device, alphabet = model.log_scale.device, model.config.alphabet
     optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
@@ -379,14 +384,14 @@ def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> di
         for loader in loaders:
             batch = next(loader)
             ids, targets = vlpt.mask_one_char(batch.ids, generator)
-            tensors = (x.to(device) for x in (batch.images, ids, targets))
-            train_min.train_step(model, optimizer, *tensors)
+            images, ids, targets = (x.to(device) for x in (batch.images, ids, targets))
+            train_min.train_step(model, optimizer, images, ids, targets)
     found = {}
     for feed in stage.feeds:
         held = open_feed(feed, "heldout", alphabet, stage.held, seed)
         count = min(stage.held, len(held.indices))
-        keys = np.array_split(np.arange(count), max(1, count // feed.batch))
-        result = train_min.evaluate(model, train_min.make_loader(held, keys, 1), 0)
+        parts = np.array_split(np.arange(count), max(1, count // feed.batch))
+        result = train_min.evaluate(model, train_min.make_loader(held, parts, 1), 0)
         found[feed.data] = {key: round(value, 4) for key, value in result.items()}
     return found
 
@@ -394,10 +399,10 @@ def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> di
 # ------------------------------------------------------------------------------------- detection
 
 
-class Part(Sequence):
+class Part:
     """Some of the pages of a source."""
 
-    def __init__(self, pages: Sequence, indices: Sequence[int]) -> None:
+    def __init__(self, pages: detect_min.PageSource, indices: Sequence[int]) -> None:
         self.pages, self.indices = pages, indices
 
     def __len__(self) -> int:
@@ -410,9 +415,10 @@ class Part(Sequence):
         return self.pages.name(self.indices[k])
 
 
-def finetune(job: Job, scale: Scale, folder: Path) -> dict:
+def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     """Train a detector as a job says; its score on pictures that it has not seen."""
     task = scale.rendered if job.rendered else scale.task
+    assert task is not None  # list_jobs has rendered jobs only where the scale has the task
     spec, samples = locate(task.data), job.samples or task.samples
     count = samples * 8 // 7 + 1 if job.kind == "rate" else samples  # of rendered pictures
     train = detect_min.open_pages(spec, "train", task.long, count, job.seed)
@@ -445,14 +451,14 @@ def choose_rate(job: Job, folder: Path) -> float:
             tried[run["result"]["lr"]] = run["result"]["f"]
     if not tried:
         raise ValueError(f"{folder}: got no rate-*.json of {job.name}, wanted its learning rates")
-    return max(sorted(tried), key=tried.get)
+    return max(sorted(tried), key=tried.__getitem__)
 
 
 # ------------------------------------------------------------------------------------- attention
 
 
 @torch.no_grad()
-def attention(job: Job, scale: Scale, folder: Path) -> dict:
+def attention(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     """The share of the pooled attention that falls inside the words' quads of held-out pictures."""
     feed = scale.short[-1].feeds[0]
     torch.manual_seed(job.seed)
@@ -466,6 +472,7 @@ def attention(job: Job, scale: Scale, folder: Path) -> dict:
     for k in range(min(scale.shown, len(source))):
         sample = source[k]
         image = Image.fromarray(sample.image).resize((feed.size, feed.size))
+        assert sample.quads is not None  # each source of a scale's `short` has them
         quads = sample.quads * feed.size / np.array(sample.image.shape[1::-1])
         inside = np.zeros((feed.size, feed.size), np.uint8)
         cv2.fillPoly(inside, list(np.rint(quads).astype(np.int32)), 1)
@@ -476,8 +483,8 @@ def attention(job: Job, scale: Scale, folder: Path) -> dict:
         areas.append(float(inside.mean()))
         shown.append((sample.image, heat))
     figure = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (image, heat) in zip(figure.subplots(2, 6).T.reshape(-1, 2), shown, strict=False):
-        axes[0].imshow(image)
+    for axes, (picture, heat) in zip(figure.subplots(2, 6).T.reshape(-1, 2), shown, strict=False):
+        axes[0].imshow(picture)
         axes[1].imshow(heat, "inferno")
         for one in axes:
             one.axis("off")
@@ -489,9 +496,9 @@ def attention(job: Job, scale: Scale, folder: Path) -> dict:
 # ---------------------------------------------------------------------------------------- reports
 
 
-def collect(table: str, scale: Scale, folder: Path) -> list[dict]:
+def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
     """The rows of a table: for each arm the values of its seeds, in order, in %."""
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for job in list_jobs(table, scale):
         if job.kind not in ("finetune", "attention"):
             continue
@@ -522,7 +529,7 @@ def spread(values: dict[str, float]) -> str:
     return f"{np.mean(numbers):.1f}{more}"
 
 
-def compare(row: dict) -> str:
+def compare(row: dict[str, Any]) -> str:
     """Pre-trained minus scratch over the seeds that both have, and the paired test's p."""
     one, other = (row["values"].get(arm, {}) for arm in ARMS)
     seeds = [seed for seed in one if seed in other]
@@ -535,7 +542,7 @@ def compare(row: dict) -> str:
     return f"{np.mean(gaps):+.1f} ± {np.std(gaps, ddof=1):.1f} (n = {len(seeds)}, p = {p:.2g})"
 
 
-def to_markdown(table: str, rows: Sequence[dict]) -> list[str]:
+def to_markdown(table: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """A table's lines."""
     if table == "a":
         lines = [
@@ -552,7 +559,7 @@ def to_markdown(table: str, rows: Sequence[dict]) -> list[str]:
             "|---|---|---|",
         ]
         for row in rows:
-            value = next(iter(row["values"].values()), {})
+            value: dict[str, float] = next(iter(row["values"].values()), {})
             area = f"{row['area']:.1f}" if "area" in row else "not run"
             lines.append(f"| {row['label']} | {spread(value).removesuffix(' (1 seed)')} | {area} |")
         return lines
@@ -563,7 +570,7 @@ def to_markdown(table: str, rows: Sequence[dict]) -> list[str]:
     return lines
 
 
-def plot(path: Path, table: str, rows: Sequence[dict]) -> None:
+def plot(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
     """Each seed's value as a dot, the means as bars."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
@@ -617,7 +624,7 @@ def summary(name: str, folder: Path) -> None:
     print(f"wrote {RESULTS}")
 
 
-def readme_lines(results: dict) -> list[str]:
+def readme_lines(results: dict[str, Any]) -> list[str]:
     """What README shows of results.json."""
     rows = {row["label"]: row for row in results["tables"]["d"]}
     pretrained, untrained = rows["table a's pre-training"], rows["untrained"]
