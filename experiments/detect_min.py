@@ -29,8 +29,8 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-import pyclipper  # type: ignore[import-untyped]  # no stubs
-import shapely  # type: ignore[import-untyped, unused-ignore]  # stubs optional
+import pyclipper
+import shapely
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageEnhance
