@@ -610,7 +610,10 @@ def fit(
             try:
                 row = train_step(whole, optimizer, images, masked, targets, args.accumulate)
                 log.step(samples, row)
-                bar.set_postfix_str(f"L_cls {row['char']:.3f}, read {row['acc']:.2f}")
+                told = f"L_cls {row['char']:.3f}, read {row['acc']:.2f}"
+                if log.evaluations:
+                    told += f", i2t {log.evaluations[-1]['i2t']:.2f}"
+                bar.set_postfix_str(told)
             except Nonfinite as error:
                 pictures = [train.index(k) for k in range(samples - args.batch, samples)]
                 log.blame(samples, error.terms, [train.source.name(index) for index in pictures])
