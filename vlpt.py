@@ -9,7 +9,7 @@ character of each word is hidden and has to be read off the picture.
        | backbone                            | TextEncoder: embed (B, L, N, T), then encode
     feature map (B, C, h, w)                 |
        | AttentionPool                    characters (B, L, N, D) --mean--> text (B, D)
-       +--> local tokens (B, S, D) ---> VisualTextualDecoder                  |
+       +--> local tokens (B, S, D) ---> VisualTextualDecoder <- characters    |
        |                                     | head                           |
        |                                  logits (B, L, N, V) -> char_loss    |
        +--> image (B, D) ----------------> contrastive_loss <-----------------+
@@ -64,7 +64,7 @@ PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 class Alphabet:
     """Token ids of words in NFC: pad 0, MASK 1, UNK 2 (any other), `chars`; V = len(chars) + 3."""
 
-    mask_id = MASK
+    mask_id = MASK  # for callers; the same in every alphabet
 
     def __init__(self, chars: str = PRINTABLE) -> None:
         self.chars, self.index = chars, {nfc(char): k for k, char in enumerate(chars, UNK + 1)}
@@ -170,7 +170,7 @@ class Backbone(nn.ModuleDict):
     def __init__(self, name: str, children: Mapping[str, nn.Module], channels: int) -> None:
         super().__init__(children)
         self.name, self.channels = name, channels  # channels of the last map
-        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))
+        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))  # stem: 4
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -378,7 +378,7 @@ def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
     Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
-        log_scale, ln(1/temperature), its exp at most 100 (D6), no gradient above; own, rows to sum.
+        log_scale, ln(1/temperature), exp capped at 100 (D6); own, rows whose share of L_bc to give.
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
@@ -387,7 +387,7 @@ def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
     worded = text.ne(0).any(1)
     pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # own rows' numbers among those with words
     image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
-    scale = log_scale.exp().clamp(max=100)
+    scale = log_scale.exp().clamp(max=100)  # D6: no gradient above
     i2t, t2i = scale * image[pairs] @ text.T, scale * text[pairs] @ image.T
     both = [F.cross_entropy(rows, pairs, reduction="sum") for rows in (i2t, t2i)]
     return (both[0] + both[1]) / max(1, len(image))  # D3
