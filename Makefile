@@ -29,7 +29,7 @@ test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q -n 2 -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
 
 proof: $(VENV)/installed
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -q test_vlpt.py
