@@ -307,7 +307,11 @@ def lr_at(step: int, steps: int, warmup: int) -> float:
 
 
 def seed_of(*key: int) -> int:
-    """A seed for one purpose, from the run's seed, a step, a process."""
+    """A seed from the run's seed, a step, a process.
+
+    Zeros at the end do not count, so evaluation's piece k draws as step k of the first process
+    does, on other pictures.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
