@@ -251,8 +251,8 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
         return jobs + [Job(f"d-{init or 'untrained'}", "attention", label, label, 0, init)
                        for label, init in starts.items()]  # fmt: skip
     return jobs + [
-        Job(f"{table}-{init}-{seed}", "finetune", label, "pre-trained", seed, init,
-            subset=scale.part)
+        Job(f"detect-{init}-{seed}", "finetune", label, "pre-trained", seed, init,
+            subset=scale.part)  # tables b and c share those of "short-all"
         for seed in scale.seeds for label, init in starts.items()
     ]  # fmt: skip
 
@@ -426,7 +426,7 @@ def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     if job.kind == "rate":  # the last eighth of the training half judges the learning rate
         cut = len(train) * 7 // 8
         train, test = Part(train, range(cut)), Part(train, range(cut, len(train)))
-    options = ["train", "--lr", job.lr or choose_rate(job, folder), "--samples", samples,
+    options = ["train", "--lr", job.lr or choose_rate(job, scale, folder), "--samples", samples,
                "--batch", task.batch, "--workers", 0, "--long", task.long, "--crop", task.crop,
                "--width", scale.width, "--smallest", task.smallest, "--seed", job.seed,
                "--backbone", scale.backbone, "--device", scale.device]  # fmt: skip
@@ -441,16 +441,20 @@ def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     return detect_min.evaluate(model, some, settings) | {"lr": args.lr, "losses": rows}
 
 
-def choose_rate(job: Job, folder: Path) -> float:
-    """The learning rate of an arm's grid with the best score; rendered pictures have their own."""
+def choose_rate(job: Job, scale: Scale, folder: Path) -> float:
+    """The learning rate of an arm's grid with the best score; rendered pictures have their own.
+
+    Raises: ValueError unless all of the grid was tried.
+    """
     held, tried = [read_run(path) for path in sorted(folder.glob("rate-*.json"))], {}
     for run in held:
         other = {"rendered": False, "samples": None} | run["job"]
         crops = job.samples if job.rendered else None
         if (other["arm"], other["rendered"], other["samples"]) == (job.arm, job.rendered, crops):
             tried[run["result"]["lr"]] = run["result"]["f"]
-    if not tried:
-        raise ValueError(f"{folder}: got no rate-*.json of {job.name}, wanted its learning rates")
+    if set(tried) != set(scale.rates):
+        got, wanted = sorted(tried), sorted(scale.rates)
+        raise ValueError(f"{folder}: got rate-*.json of {job.name} for {got}, wanted {wanted}")
     return max(sorted(tried), key=tried.__getitem__)
 
 

@@ -76,6 +76,13 @@ class TestJobs:
         shares = [j.annotated for j in rm.list_jobs("c", SMOKE) if j.stages == "short"]
         assert shares == [0.25, 0.5, 0.75, 1]
 
+    def test_what_tables_b_and_c_share_is_run_once(self):
+        b, c = ({job.name: job for job in rm.list_jobs(table, SMOKE)} for table in "bc")
+        labels = {b[name].label for name in b.keys() & c.keys() if b[name].kind == "finetune"}
+        assert labels == {"all"}
+        for name in b.keys() & c.keys():
+            assert dataclasses.replace(b[name], label="") == dataclasses.replace(c[name], label="")
+
     @pytest.mark.parametrize("table", rm.TABLES)
     def test_a_dry_run_prints_them_and_leaves_nothing(self, table, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -168,25 +175,25 @@ class TestTableA:
         assert same == [False, True]
 
     def test_an_arm_s_learning_rate_is_its_best(self, inside, tmp_path):
-        for arm, lr, f in (
-            ("scratch", 1e-3, 0.2),
-            ("scratch", 3e-3, 0.3),
-            ("pre-trained", 1e-3, 0.9),
-        ):
-            run = {"job": {"arm": arm}, "result": {"lr": lr, "f": f}}
-            (tmp_path / f"rate-{arm}-{lr}.json").write_text(json.dumps(run))
-        job = rm.Job("x", "finetune", "x", "scratch")
-        assert rm.choose_rate(job, tmp_path) == 3e-3
-        assert rm.choose_rate(dataclasses.replace(job, arm="pre-trained"), tmp_path) == 1e-3
-        rendered = dataclasses.replace(job, rendered=True, samples=2)
-        run = {"job": dataclasses.asdict(rendered), "result": {"lr": 1e-3, "f": 0.1}}
-        (tmp_path / "rate-rendered-scratch-0.001.json").write_text(json.dumps(run))
-        assert rm.choose_rate(rendered, tmp_path) == 1e-3  # others than the photographs'
-        assert rm.choose_rate(job, tmp_path) == 3e-3
-        with pytest.raises(
-            ValueError, match=r"got no rate-\*\.json of x, wanted its learning rates"
-        ):
-            rm.choose_rate(dataclasses.replace(rendered, samples=3), tmp_path)
+        def tried(job, lr, f):
+            run = {"job": dataclasses.asdict(job), "result": {"lr": lr, "f": f}}
+            (tmp_path / f"rate-{job.name}-{lr}.json").write_text(json.dumps(run))
+
+        job = rm.Job("scratch", "finetune", "x", "scratch")
+        trained = rm.Job("pre-trained", "finetune", "x", "pre-trained")
+        rendered = rm.Job("rendered", "finetune", "x", "scratch", rendered=True, samples=2)
+        for one, scores in ((job, (0.2, 0.3)), (trained, (0.9, 0.1)), (rendered, (0.9, 0.8))):
+            for lr, f in zip(SMOKE.rates, scores, strict=True):
+                tried(one, lr, f)
+        assert rm.choose_rate(job, SMOKE, tmp_path) == 3e-3
+        assert rm.choose_rate(trained, SMOKE, tmp_path) == 1e-3
+        assert rm.choose_rate(rendered, SMOKE, tmp_path) == 1e-3  # others than the photographs'
+        other = dataclasses.replace(rendered, samples=3)
+        with pytest.raises(ValueError, match=r"got rate-\*\.json of rendered for \[\], wanted \["):
+            rm.choose_rate(other, SMOKE, tmp_path)
+        (tmp_path / "rate-scratch-0.003.json").unlink()  # half of a grid chooses nothing
+        with pytest.raises(ValueError, match=r"for \[0\.001\], wanted \[0\.001, 0\.003\]"):
+            rm.choose_rate(job, SMOKE, tmp_path)
 
     def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
         seen = {}
@@ -217,15 +224,16 @@ class TestTableA:
 
 
 class TestOtherTables:
-    @pytest.mark.parametrize("table", ["c", "d"])
+    @pytest.mark.parametrize("table", ["b", "c", "d"])
     def test_run_and_leave_their_files(self, table, inside, capsys):
         rm.main([table, "--scale", "smoke"])
         rows = json.loads((inside / f"{table}.json").read_text())
-        assert [row["label"] for row in rows] == (
-            ["25%", "50%", "75%", "100%"]
-            if table == "c"
-            else ["all", "sentence encoder", "table a's pre-training", "untrained"]
-        )
+        labels = {
+            "b": ["CAE", "CAE + BCL", "CAE + VTD", "all", "sentence encoder"],
+            "c": ["25%", "50%", "75%", "100%"],
+            "d": ["all", "sentence encoder", "table a's pre-training", "untrained"],
+        }
+        assert [row["label"] for row in rows] == labels[table]
         assert all(row["values"] for row in rows)
         if table == "d":
             assert all(0 < row["area"] < 100 for row in rows)
