@@ -39,7 +39,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -149,10 +149,13 @@ def split_of(word: str) -> str:
 
 
 def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
-    """Draw a word of one of the scene's kinds that belongs to the split."""
+    """Draw a word of one of the scene's kinds that belongs to the split.
+
+    Raises: ValueError if none is found, as one letter alone, for example, makes too few words.
+    """
     letters = [c for c in scene.alphabet if c in string.ascii_lowercase] or list(scene.alphabet)
     digits = [c for c in scene.alphabet if c.isdigit()] or list(scene.alphabet)
-    while True:
+    for _ in range(1000):
         kind = scene.kinds[rng.integers(len(scene.kinds))]
         length = int(rng.integers(scene.chars[0], scene.chars[1] + 1))
         if kind == "list":
@@ -169,6 +172,9 @@ def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
             word = (word, word.upper(), word.title())[rng.integers(3)]
         if set(word) <= set(scene.alphabet) and split_of(word) == split:
             return word
+    raise ValueError(
+        f"alphabet: got {scene.alphabet!r}, no {split} word in it, wanted more letters"
+    )
 
 
 def merge(planes: Iterable[np.ndarray]) -> Image.Image:
@@ -400,6 +406,7 @@ class Rendered(Source):
     ) -> None:
         self.size, self.count, self.seed, self.split, self.scene = size, count, seed, split, scene
         self.root, self.notes = "synth", Counter()
+        draw_word(np.random.default_rng(seed), scene, split)  # fails now, if it ever will
 
     def __len__(self) -> int:
         return self.count
@@ -481,6 +488,7 @@ def open_image(path: Path, least: int | None = None) -> tuple[Image.Image, float
         with Image.open(path) as image:
             full, drafted = image.width, image.draft(None, (least, least)) if least else None
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # as every viewer shows it, and quads are
             scale = drafted[1][2] / full if drafted else 1.0
             return (image if image.mode == "RGB" else image.convert("RGB")), scale
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
@@ -1173,8 +1181,10 @@ def main() -> None:
 
 def draw_sheet(args: argparse.Namespace) -> None:
     scene = DIGITS if args.digits else Scene()
-    if args.count < 1 or args.size < 32:
-        raise ValueError("--count must be at least 1 and --size at least 32")
+    if args.count < 1 or args.size < 32 or args.seed < 0:
+        raise ValueError("--count must be at least 1, --size at least 32, --seed at least 0")
+    if Path(args.sheet).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--sheet: got {args.sheet!r}, wanted a name that ends in .png or .jpg")
     source = open_source(args.data, args.split, args.size, args.count, args.seed, scene)
     sheet = contact_sheet(source, args.count, tile=256 if args.data == "synth" else 384)
     sheet.save(args.sheet)

@@ -1008,7 +1008,8 @@ class TestStep9Export:
     @pytest.mark.parametrize(
         ("path", "layout", "message"),
         [("b.pt", "keras", "layout: got 'keras', wanted native, timm, or mmocr"),
-         ("b.bin", "native", r"path: got .*b\.bin, wanted \.pt or \.safetensors"),
+         ("b.bin", "native", r"path: got .*b\.bin, wanted other \.pt or \.safetensors"),
+         ("checkpoint.pt", "native", r"path: got .*checkpoint\.pt, wanted other \.pt"),
          ("none/b.pt", "native", r"path: got .*none/b\.pt, wanted .* in a folder that exists")],
     )  # fmt: skip
     def test_bad_arguments_are_named_and_write_nothing(self, tmp_path, path, layout, message):

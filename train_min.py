@@ -45,9 +45,12 @@ from experiments import report_min
 from experiments.recompute_min import Recomputed
 from experiments.run_min import (
     Log,
+    Parser,
     Stopped,
+    folder_name,
     gather,
     need_tensorboard,
+    number,
     open_folder,
     over_all,
     rank,
@@ -73,38 +76,6 @@ TRIES = 8  # pictures in a row
 LOG_CAP = math.log(100) - 1e-6  # of log_scale; float32's exp of it is below 100, so it can return
 
 # ------------------------------------------------------------------------------------- options
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One line, from the first process alone."""
-        line = f"train_min.py: error: {message}; see --help\n"
-        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
-
-
-def number(kind: type, least: float, below: float = math.inf, above: bool = False) -> Any:
-    """A reader of an option's value: an int or float of at least `least` (or above it)."""
-    what = "a whole number" if kind is int else "a number"
-    wanted = f"{what} {'above' if above else 'of at least'} {least}"
-    wanted += f" and below {below}" if below < math.inf else ""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < below or (above and value == least):
-            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-        return value
-
-    return read
-
-
-def folder_name(text: str) -> str:
-    parts = Path(text).parts
-    if not text.isprintable() or not parts or ".." in parts or Path(text).is_absolute():
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted the name of a folder in runs/")
-    return text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -596,6 +567,8 @@ def fit(
     chance = math.log(len(train.alphabet)), 2 * math.log(args.batch)
     log = Log(chance, out, args.tensorboard, done * args.batch, state)
     whole, steps = distribute(model), args.samples // args.batch
+    if done == steps and rank() == 0 and not log.evaluations:
+        raise ValueError(f"{out}/log.jsonl: got no evaluation, wanted those of the finished run")
     count = min(args.eval, len(heldout.indices))
     pieces = max(1, count // min(args.batch, 64))  # small enough to fit, the same for any W
     held_keys = np.array_split(np.arange(count), pieces)[rank() :: world()]  # this process's
@@ -689,13 +662,13 @@ def finish(
         print(f"left out {log.outside:,} times: a word that is mostly outside its picture")
     vlpt.export_backbone(model, out / "backbone.safetensors", training_data=args.data,
                          steps=args.samples // args.batch)  # fmt: skip
-    report_min.plot_losses(out / "loss.png", log.rows, log.evaluations, log.chance)
-    report_min.plot_attention(out / "attention.png", model, heldout)
     result = log.evaluations[-1] | {
         "skipped": log.skipped.total(), "nonfinite": log.nonfinite, "wait": log.wait(),
         "seconds": round(log.elapsed())}  # fmt: skip
     metrics = {"result": result, "evaluations": log.evaluations}
     write(out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    report_min.plot_losses(out / "loss.png", log.rows, log.evaluations, log.chance)
+    report_min.plot_attention(out / "attention.png", model, heldout)
     report_min.write_report(out)
     print(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items())
@@ -715,6 +688,9 @@ def main(argv: list[str] | None = None) -> None:
             run(args, device)
     except FloatingPointError as error:
         sys.exit(f"train_min.py: {place}error: {error}; a smaller --lr may help")
+    except torch.cuda.OutOfMemoryError:
+        wanted = "a smaller --batch, --accumulate K or --recompute"
+        sys.exit(f"train_min.py: {place}error: the GPU's memory is full; wanted {wanted}")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"train_min.py: {place}error: {error}")
     except RuntimeError as error:

@@ -21,8 +21,8 @@ T text width, D joint width. Ids, targets, logits and attention keep the order (
     1 f = pool(backbone(I))                   AttentionPool            TestStep1ImageEncoder
     2 ce_j = W_c c_j + PE_j                   TextEncoder.embed        TestStep2Embedding
     3 te = Enc(ce), one word at a time        TextEncoder              TestStep3TextEncoder
-    4 one character of a word becomes MASK    mask_one_char            TestStep4Masking
-    5 y = Dec(te, f), no self-attention       VisualTextualDecoder     TestStep5Decoder
+    4 before 2: one character -> MASK         mask_one_char            TestStep4Masking
+    5 y = Dec(te, local), no self-attention   VisualTextualDecoder     TestStep5Decoder
     6 L_cls, cross-entropy at the masks       char_loss                TestStep6CharLoss
     7 L_bc = H(i2t) + H(t2i)                  contrastive_loss         TestStep7Contrastive
     8 L = L_cls + L_bc                        total_loss               TestStep8Total
@@ -32,9 +32,10 @@ Deviations from the released code, which differs from the paper; marked where th
     D1 a word's feature is the mean over its characters; released: the state at its end token.
     D2 each of the L characters is a decoder query; released: one query a word.
     D3 the contrastive loss is the sum of both directions; released: half of it.
-    D4 empty word slots count nowhere; released: pad words enter the mean over words.
+    D4 empty word slots count nowhere; released: they enter the mean over all 32 slots.
     D5 a character sees its whole word; released: a causal mask.
     D6 exp(log_scale) is capped at 100; released: the cap is commented out.
+    D7 gradients pass between processes; released: gathered features carry none.
 """
 
 import argparse
@@ -53,7 +54,7 @@ import torchvision
 from torch import Tensor, nn
 
 __version__ = "0.1.0"
-PAD, MASK, UNK = 0, 1, 2  # characters follow; UNK sits where the released V = 97 has an end token
+PAD, MASK, UNK = 0, 1, 2  # then characters: V = 97 as released, UNK in its end token's place
 IGNORE = -100  # the target of a position that does not count
 CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
 PRINTABLE = "".join(map(chr, range(33, 127)))  # the 94 printable ASCII characters, no space
@@ -97,7 +98,7 @@ class Config:
     alphabet: str = PRINTABLE  # characters a word may hold
     image_size: int = 512  # height = width in training, pixels
     backbone: str = "clip_resnet50"  # a name that build_backbone knows
-    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # its keywords
+    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # build_backbone's keywords
     joint_width: int = 384  # D
     text_width: int = 64  # T
     text_layers: int = 6
@@ -113,10 +114,9 @@ class Config:
             raise ValueError(f"image_size: got {self.image_size}, wanted a multiple of 32")
         if self.decoder_layers < 1:
             raise ValueError(f"decoder_layers: got {self.decoder_layers}, wanted at least 1")
-        if self.text_encoder not in ("character", "sentence"):
-            raise ValueError(f"text_encoder: got {self.text_encoder!r}, wanted character, sentence")
-        if self.decoder not in ("visual_textual", "none"):
-            raise ValueError(f"decoder: got {self.decoder!r}, wanted visual_textual, none")
+        for k, ok in (("text_encoder", "character, sentence"), ("decoder", "visual_textual, none")):
+            if getattr(self, k) not in ok.split(", "):
+                raise ValueError(f"{k}: got {getattr(self, k)!r}, wanted {ok}")
 
 
 OCLIP_RN50 = Config()
@@ -170,7 +170,7 @@ class Backbone(nn.ModuleDict):
     def __init__(self, name: str, children: Mapping[str, nn.Module], channels: int) -> None:
         super().__init__(children)
         self.name, self.channels = name, channels  # channels of the last map
-        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))  # stem: 4
+        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))  # 4, 8, ..
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -200,7 +200,7 @@ def build_backbone(name: str, **size: Any) -> Backbone:
     """Build an image backbone with random weights; layer k has stride 2 ** (k + 1) (step 1).
 
     Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
-        sized by `layers` (block counts) and `width` (or 64; channels out: 64 k). Else ValueError.
+        sized by `layers` (counts of blocks) and `width` (64 unless given). Any other: ValueError.
     """
     plain = ("resnet18", "resnet34", "resnet50", "resnet101")
     clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
@@ -245,7 +245,7 @@ class Attention(nn.Module):
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1); its positions: mean token, grid * grid map (interpolated)."""
+    """CLIP's attention pool (step 1); positions: the mean token's, then grid * grid of the map."""
 
     def __init__(self, channels: int, grid: int, outputs: int) -> None:
         super().__init__(channels, max(1, channels // 64), outputs)
@@ -267,7 +267,7 @@ class AttentionPool(Attention):
 
 
 class Layer(nn.Module):
-    """Attention and MLP of a Transformer with CLIP's GELU; `decode` normalises after attention."""
+    """Attention and MLP with CLIP's GELU; as released, `decode` normalises after attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Layer(nn.Module):
         return self.c_proj(F.silu(1.702 * x) / 1.702)  # x sigmoid(1.702 x)
 
     def encode(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Let positions (B, S, width) see each other where `valid` (B, S) (step 3)."""
+        """Let characters (B, K, width) see those where `valid` (B, K) (step 3)."""
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, valid)
         return x + self.mlp(x)
@@ -323,7 +323,7 @@ class TextEncoder(nn.Module):
 def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Hide one known character of every word that has one, each equally likely (step 4).
 
-    Args: ids, (B, L, N) int64; generator, of the CPU, so that devices draw alike; else the global.
+    Args: ids, (B, L, N) int64; generator, a CPU one, so devices draw alike; None: torch's own.
     Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
     """
     draw = torch.rand(ids.shape, generator=generator, device="cpu").to(ids.device)
@@ -343,7 +343,7 @@ class VisualTextualDecoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, local: Tensor, size: torch.Size, maps: bool = False) -> Tensor:
-        """(B, Q, D) over `size` = (h, w) tokens to (B, Q, D); `maps`: last weights, (B, Q, S)."""
+        """Queries (B, Q, D) read h*w = S tokens: (B, Q, D); `maps`: last weights, (B, Q, S)."""
         key = local + resize_table(self.position, self.grid, size)  # values go without position
         for layer in self.layers:
             before, query = query, layer.decode(query, key, local)
@@ -355,7 +355,7 @@ class Output(NamedTuple):
 
     image: Tensor  # (B, D)
     text: Tensor  # (B, D), zero for an image without words
-    logits: Tensor  # (B, L, N, V), zero at pads
+    logits: Tensor  # (B, L, N, V), zero at pads; with `masked_only` at all but MASK
     log_scale: Tensor  # (), natural log of 1/temperature
 
 
@@ -378,14 +378,14 @@ def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
     Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
-        log_scale, ln(1/temperature), exp capped at 100 (D6); own, rows whose share of L_bc to give.
+        log_scale, ln(1/temperature), exp capped at 100 (D6); own, rows to sum over: one process's.
     Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
     Raises: ValueError if the shapes differ.
     """
     if image.shape != text.shape:
         raise ValueError(f"text: got {tuple(text.shape)}, wanted {tuple(image.shape)}, as image")
     worded = text.ne(0).any(1)
-    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # own rows' numbers among those with words
+    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # own rows' targets, among the worded: D7
     image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
     scale = log_scale.exp().clamp(max=100)  # D6: no gradient above
     i2t, t2i = scale * image[pairs] @ text.T, scale * text[pairs] @ image.T
@@ -414,33 +414,32 @@ class VLPT(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> Output:
-        """Run steps 1, 2, 3 and 5 on images (B, 3, H, W), normalised, H and W multiples of 32, and
-        ids (B, L, N) int64, on any device, one character of each word masked; ValueError if a shape
-        does not fit. `masked_only`: zero logits but at MASK, which is all that L_cls reads.
+        """Steps 1, 2, 3, 5 on normalised images (B, 3, H, W), sides multiples of 32, and masked ids
+        (B, L, N), on any device; else ValueError. `masked_only`: logits at MASK, all L_cls reads.
         """
         self._check(images, ids, masked_only)
-        filled = (ids != PAD).any(0)  # run over these slots only; the others are zero either way
+        filled = (ids != PAD).any(0)  # L, N from here: up to the last filled slot; the rest is 0
         L, N = (1 + max(filled.any(k).nonzero().flatten().tolist(), default=0) for k in (1, 0))
         used, feature_map = ids[:, :L, :N].to(images.device), self.backbone(images)[-1]
         image, local = self.pool(feature_map)
         te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
         words = te.sum(1) / valid.sum(1).clamp(min=1).unsqueeze(-1)  # D1: (B, N, D)
         text = words.sum(1) / valid.any(1).sum(1, keepdim=True).clamp(min=1)  # D4
-        if masked_only:  # queries do not see each other, so one a word will do: (B, 1, N, D)
+        if masked_only:  # te and valid: of the MASK alone, one query a word, (B, 1, N, D)
             valid = used == MASK
             te = (te * valid.unsqueeze(-1)).sum(1, keepdim=True)
         query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N or N, D)
         y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
-        logits = self.head(y).unflatten(1, (-1, N)) * valid.unsqueeze(-1)  # (B, L, N, V)
+        logits = self.head(y).unflatten(1, (-1, N)) * valid[..., None]  # 1 or L queries to L
         logits = F.pad(logits, (0, 0, 0, ids.shape[2] - N, 0, ids.shape[1] - L))
         return Output(image, text, logits, self.log_scale)
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where image and characters look, mean over heads; in eval(); ValueError as `forward`.
+        """Where image and characters look, mean over heads; call eval() first; errors: `forward`'s.
 
         Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
-            N, h, w), times the pool's own weights, which mix places. Each sums to 1, pads' too.
+            N, h, w), times such weights of the pool, which mix places. Each sums to 1, pads' too.
         """
         self._check(images, ids)
         if self.decoder is None:
@@ -469,7 +468,7 @@ LAYOUTS = {  # CLIP's stem, and where others keep it
 
 
 def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
-    """Map native keys to a layout's; elsewhere than in CLIP a shortcut's pool has number 0."""
+    """Map native keys to a layout's; a shortcut is -1, 0, 1 in CLIP and 0, 1, 2 elsewhere."""
     keys = {key: key for key in backbone.state_dict()}
     if layout != "native" and "conv3" in backbone:
         for key in keys:
@@ -484,15 +483,16 @@ def export_backbone(model: VLPT | Backbone, path: str | Path, layout: str = "nat
                     **notes: object) -> None:  # fmt: skip
     """Write the backbone's weights and nothing else, whole or not at all (step 9).
 
-    Args: path, ending in ".pt" or ".safetensors", which has metadata; layout, "native" (ours),
-        "mmocr" (CLIPResNet) or "timm" (resnetaa50d); notes, more metadata: training_data, steps.
-    Raises: ValueError for anything else, or a layout of another network; OSError; ImportError.
+    Args: path, ending in ".pt", or ".safetensors", which alone has metadata; layout, "native"
+        (ours), "timm" or, for CLIP's ResNets, "mmocr"; notes, more metadata: training_data, steps.
+    Raises: ValueError for another path or layout; OSError; ImportError without safetensors.
     """
     path, backbone = Path(path), model.backbone if isinstance(model, VLPT) else model
     if layout not in LAYOUTS or (layout == "mmocr" and "conv3" not in backbone):
         raise ValueError(f"layout: got {layout!r}, wanted native, timm, or mmocr for a clip_resnet")
-    if path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
-        raise ValueError(f"path: got {path}, wanted .pt or .safetensors in a folder that exists")
+    runs_own = path.name.startswith("checkpoint.")  # would be lost
+    if runs_own or path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
+        raise ValueError(f"path: got {path}, wanted other .pt or .safetensors in a known folder")
     keys = layout_keys(backbone, layout)
     state = {keys[k]: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
     notes |= {"backbone": backbone.name, "layout": layout, "vlpt_version": __version__}
@@ -522,8 +522,8 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     """
     backbone, state = build_backbone(name, **size), read_tensors(source, "visual.", "backbone.", "")
     names = [{v: k for k, v in layout_keys(backbone, layout).items()} for layout in LAYOUTS]
-    ours = max(names, key=lambda theirs: len(state.keys() & theirs.keys()))
-    state = {ours.get(k, k): v for k, v in state.items() if not k.startswith("attnpool.")}
+    native = max(names, key=lambda keys: len(state.keys() & keys.keys()))
+    state = {native.get(k, k): v for k, v in state.items() if not k.startswith("attnpool.")}
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:  # a line each for missing, for unknown and for misshaped keys
@@ -534,7 +534,7 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
 
 
 def read_tensors(source: str | Path | Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
-    """The part of a checkpoint under the first of some prefixes that occurs there, without it."""
+    """The tensors under the first prefix that a checkpoint has, names without that prefix."""
     held = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
     state = {str(k).removeprefix("module."): v for k, v in held.get("state_dict", held).items()}
     prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), prefixes[-1])

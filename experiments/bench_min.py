@@ -497,8 +497,8 @@ def main(argv: list[str] | None = None) -> None:
             parser.error("--batch and --repeats must be at least 1")
         if args.device == "cuda" and not torch.cuda.is_available():
             parser.error("--device: got cuda, but torch finds no GPU")
-    elif args.batch < 1 or args.pictures <= args.batch or args.workers < 0:
-        parser.error("--pictures must be more than one --batch, --workers not below 0")
+    elif args.batch < 1 or args.pictures <= args.batch or args.workers < 0 or args.size < 32:
+        parser.error("--pictures must be above --batch, --workers not below 0, --size at least 32")
     try:
         if args.command != "data":
             return bench_model(args)

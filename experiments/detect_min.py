@@ -9,7 +9,7 @@ words touch, so they are told apart there and then grow back, scale by scale.
     train:   polygons --shrink, draw--> kernels (B, n, H, W)        scores, kernels -> psenet_loss
     predict: scores --threshold, expand--> labels (H, W) --outline--> polygons
 
-n = 7 kernels, the whole word first. Points are pixels x, y. A "###" region is neither text nor
+n = 7 maps, the whole word first. Points are pixels x, y. A "###" region is neither text nor
 background: no loss looks there, and the score (ICDAR 2015's) forgives a detection inside it.
 
     python experiments/detect_min.py train --data icdar2015:PATH --init runs/demo --name detect
@@ -18,11 +18,13 @@ background: no loss looks there, and the score (ICDAR 2015's) forgives a detecti
 """
 
 import argparse
+import io
 import json
 import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +43,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the clone
 import data_stub
 import vlpt
+from experiments.run_min import Parser, folder_name, number, write
 
 KERNELS = 7  # n
 BACKBONES: dict[str, Mapping[str, Any]] = {
@@ -142,11 +145,9 @@ def open_pages(
     """
     if spec.startswith("totaltext:") and spec != "totaltext:":
         return TotalText(spec.partition(":")[2], split)
-    try:
-        return Pages(data_stub.open_source(spec, split, size, count, seed))
-    except ValueError as error:
-        told = str(error).startswith("data: got")
-        raise ValueError(f"data: got {spec!r}, wanted {SOURCES}") from None if told else error
+    if spec.partition(":")[0] not in ("synth", "icdar2015", "synthtext", "jsonl"):
+        raise ValueError(f"--data: got {spec!r}, wanted {SOURCES}")
+    return Pages(data_stub.open_source(spec, split, size, count, seed))
 
 
 # ------------------------------------------------------------------------- what is to be learned
@@ -278,7 +279,7 @@ def dice(scores: Tensor, truth: Tensor, where: Tensor) -> Tensor:
 
 def hard_pixels(scores: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Online hard example mining, section 3.4: the text pixels, and three times as many others,
-    those that look most like text; all valid pixels where no text is. (B, H, W) to bool.
+    those that look most like text; all valid pixels of a picture without. (B, H, W) to bool.
     """
     text, rest = truth.bool() & valid.bool(), ~truth.bool() & valid.bool()
     chosen = []
@@ -297,7 +298,7 @@ def psenet_loss(logits: Tensor, kernels: Tensor, valid: Tensor) -> tuple[Tensor,
     Args: logits (B, n, H, W); kernels, as many, 0 or 1; valid (B, H, W), 0 where nothing counts.
     Returns: L_c = 1 - D(S_1, G_1) over the hard pixels; L_s = 1 - mean_i D(S_i, G_i) of the
         shrunken kernels over the pixels that are predicted to be text. Both (), 0..1.
-    Note: without a single word in a picture D is 0 and its gradient, too.
+    Note: a picture without words teaches nothing: its D and gradient are 0.
     """
     scores, truth, valid = logits.sigmoid(), kernels.float(), valid.bool()
     whole = dice(scores[:, 0], truth[:, 0], hard_pixels(scores[:, 0], truth[:, 0], valid))
@@ -425,35 +426,30 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a model on pages; with `out`, write res_NAME.txt there in the competition's form."""
     model.eval()
-    total, start = np.zeros(3, np.int64), time.perf_counter()
+    total, start, texts = np.zeros(3, np.int64), time.perf_counter(), dict[Path, str]()
     for k in tqdm(range(len(pages)), "evaluation", unit="picture", disable=None, leave=False):
         page = pages[k]
         polygons, _ = detect(model, page.image, settings)
         total += match(page.polygons, page.ignored, polygons)
         if out is not None:
+            path = out / f"res_{pages.name(k)}.txt"
+            if path in texts:
+                raise ValueError(f"{path}: two pictures have this name, wanted one")
             lines = (",".join(map(str, np.rint(p).astype(int).ravel())) for p in polygons)
-            text = "".join(line + "\r\n" for line in lines)
-            write(out / f"res_{pages.name(k)}.txt", text.encode())
+            texts[path] = "".join(line + "\r\n" for line in lines)
     model.train()
+    if out is not None:
+        out.mkdir(exist_ok=True)
+        for path in out.glob("res_*.txt"):  # of another set
+            path.unlink()
+        for path, text in texts.items():
+            write(path, text.encode())
     counts = dict(zip(("matched", "words", "detections"), total.tolist(), strict=True))
     seconds = round(time.perf_counter() - start, 1)
     return f_score(total) | counts | {"pictures": len(pages), "seconds": seconds}
 
 
 # ---------------------------------------------------------------------------------------- commands
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def save(path: Path, model: PSENet, settings: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    torch.save({"state_dict": model.state_dict(), "settings": settings}, part)
-    part.replace(path)
 
 
 def build(settings: dict[str, Any], init: str | None = None) -> PSENet:
@@ -520,8 +516,12 @@ def fit(model: PSENet, data: Crops, args: argparse.Namespace) -> list[dict[str, 
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train on the training half of --data and write runs/NAME/; what was settled and learned."""
+    """Train on the training half of --data and write runs/NAME/; what metrics.json holds."""
     settings = {key: getattr(args, key) for key in SETTINGS}
+    held = next(path for path in (args.out, *args.out.parents) if path.exists())
+    if not held.is_dir() or (args.out / "run.json").exists():
+        what = "a pre-training" if held.is_dir() else f"{held} is a file"
+        raise ValueError(f"--name: got {args.name}: {what}, wanted another")
     torch.manual_seed(args.seed)
     model = build(settings, args.init)
     pages = open_pages(args.data, "train", args.long, args.samples, args.seed)
@@ -530,9 +530,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     started = args.init or "random weights"
     print(f"{len(data.indices):,} pictures of {args.data}; {size:,} parameters from {started}")
     print("  samples    text  kernel  seconds   (1 - Dice, 0 is perfect)")
-    rows = fit(model, data, args)
+    rows, buffer = fit(model, data, args), io.BytesIO()
     args.out.mkdir(parents=True, exist_ok=True)
-    save(args.out / "checkpoint.pt", model, settings)
+    torch.save({"state_dict": model.state_dict(), "settings": settings}, buffer)
+    write(args.out / "checkpoint.pt", buffer.getvalue())
+    (args.out / "score.json").unlink(missing_ok=True)  # of the detector before
     found = {"args": {k: str(v) for k, v in vars(args).items()}, "rows": rows}
     write(args.out / "metrics.json", json.dumps(found, indent=1).encode())
     print(f"wrote {args.out}/: checkpoint.pt metrics.json")
@@ -543,11 +545,7 @@ def score(args: argparse.Namespace) -> dict[str, float]:
     """Score a trained detector on the held-out half of --data."""
     model, settings = load(args.run, args.device)
     pages = open_pages(args.data, "heldout", settings["long"], args.count)
-    out = args.run / "results"
-    out.mkdir(exist_ok=True)
-    for path in out.glob("res_*.txt"):  # of another set
-        path.unlink()
-    found = evaluate(model, pages, settings, out)
+    found = evaluate(model, pages, settings, args.run / "results")
     write(args.run / "score.json", json.dumps(found | {"data": args.data}, indent=1).encode())
     print(f"wrote {args.run}/: score.json results/res_*.txt")
     shown = (f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in found.items())
@@ -561,7 +559,10 @@ def predict(args: argparse.Namespace) -> None:
     paths = [p for path in args.images for p in ([path] if not path.is_dir() else sorted(
         p for p in path.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")))]  # fmt: skip
     if not paths:
-        raise ValueError(f"{args.images[0]}: got an empty folder, wanted pictures")
+        raise ValueError(f"{args.images[0]}: got no picture in it, wanted .jpg or .png")
+    stems = Counter(path.stem for path in paths)
+    if (twice := stems.most_common(1)[0])[1] > 1:
+        raise ValueError(f"IMAGE: got {twice[1]} named {twice[0]}, wanted each name once")
     out = args.run / "predictions"
     out.mkdir(exist_ok=True)
     for path in paths:
@@ -571,8 +572,8 @@ def predict(args: argparse.Namespace) -> None:
         for polygon in polygons:
             points = [*map(tuple, polygon.tolist())]
             draw.line([*points, points[0]], fill=(255, 0, 80), width=2 + max(image.size) // 500)
-        image.save(out / f"{path.stem}.png.part", "png")
-        (out / f"{path.stem}.png.part").replace(out / f"{path.stem}.png")
+        image.save(buffer := io.BytesIO(), "png")
+        write(out / f"{path.stem}.png", buffer.getvalue())
         words = [{"polygon": np.round(p, 1).tolist(), "score": round(s, 4)}
                  for p, s in zip(polygons, means, strict=True)]  # fmt: skip
         entry = {"image": str(path), "width": image.width, "height": image.height, "text": words}
@@ -582,57 +583,53 @@ def predict(args: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     shape = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="detect_min.py", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    parsers = [commands.add_parser(name, help=text, description=text, formatter_class=shape)
+    parsers = [commands.add_parser(name, help=text, description=text, formatter_class=shape,
+                                   allow_abbrev=False)
                for name, text in (("train", "train a detector, into runs/NAME/"),
                                   ("eval", "score a detector on held-out pictures"),
                                   ("predict", "find text in pictures"))]  # fmt: skip
     add = parsers[0].add_argument
     add("--data", default="synth", help=SOURCES)
     add("--backbone", choices=BACKBONES, default="tiny", help="tiny: that of train_min.py's demo")
-    add("--init", metavar="PATH", help="its weights: an export, or a run of train_min.py")
-    add("--name", default="detect", help="results go to runs/NAME, replacing those there")
-    add("--samples", type=int, default=8000, help="crops to train on, repeats included")
-    add("--batch", type=int, default=8, help="crops a step")
-    add("--lr", type=float, default=1e-3, help="largest learning rate")
-    add("--long", type=int, default=960, help="longer side of a picture, pixels")
-    add("--crop", type=int, default=256, help="side of a crop, pixels, a multiple of 32")
-    add("--width", type=int, default=64, help="channels of the pyramid; published: 256")
-    add("--smallest", type=float, default=0.4, help="rate of the smallest kernel; curved text: 0.7")
+    add("--init", metavar="PATH", help="backbone: an export, or a run of train_min.py")
+    add("--name", type=folder_name, default="detect",
+        help="results go to runs/NAME, replacing a detector there")  # fmt: skip
+    add("--samples", type=number(int, 1), default=8000, help="crops to train on, with repeats")
+    add("--batch", type=number(int, 1), default=8, help="crops a step")
+    add("--lr", type=number(float, 0, above=True), default=1e-3, help="largest learning rate")
+    add("--long", type=number(int, 32), default=960, help="longer side of a picture, pixels")
+    add("--crop", type=number(int, 32), default=256, help="side of a crop, a multiple of 32 pixels")
+    add("--width", type=number(int, 1), default=64, help="channels of the pyramid; published: 256")
+    add("--smallest", type=number(float, 0, 1, above=True), default=0.4,
+        help="rate of the smallest kernel; curved text: 0.7")  # fmt: skip
     add("--curved", action="store_true", help="polygons out, not quads")
-    add("--score", type=float, default=0.7, help="least mean score of a detection, 0..1")
-    add("--subset", type=int, metavar="N", help="train on N pictures, the same for the same seed")
-    add("--seed", type=int, default=0, help="of weights, pictures, crops")
-    add("--workers", type=int, default=1, help="processes that prepare crops, 0 for none")
+    add("--score", type=number(float, 0, 1, above=True), default=0.7,
+        help="least mean score of a detection, 0..1")  # fmt: skip
+    add("--subset", type=number(int, 1), metavar="N",
+        help="train on N pictures, the same for the same seed")  # fmt: skip
+    add("--seed", type=number(int, 0), default=0, help="of weights, pictures, crops")
+    add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")
     for command in parsers[1:]:
         command.add_argument("run", type=Path, help="the folder that train left")
     parsers[1].add_argument("--data", default="synth", help=SOURCES)
-    parsers[1].add_argument("--count", type=int, default=200, help="pictures of synth")
-    parsers[2].add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="or a folder")
+    parsers[1].add_argument("--count", type=number(int, 1), default=200, help="pictures of synth")
+    parsers[2].add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="or a folder of them"
+    )
     for command in parsers:
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     args = parser.parse_args(argv)
     if args.command == "train":
-        check(parsers[0], args)
+        if args.samples < args.batch:
+            parsers[0].error(f"--samples: got {args.samples}, wanted at least --batch {args.batch}")
+        if args.crop % 32:
+            parsers[0].error(f"--crop: got {args.crop}, wanted a multiple of 32")
         args.out = Path("runs") / args.name
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: got cuda, but torch finds no GPU; use cpu")
     return args
-
-
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stop on a number that cannot be meant."""
-    least = {"samples": args.batch, "batch": 1, "long": 32, "crop": 32, "width": 1, "workers": 0,
-             "seed": 0}  # fmt: skip
-    for name, bound in least.items():
-        if getattr(args, name) < bound:
-            parser.error(f"--{name}: got {getattr(args, name)}, wanted at least {bound}")
-    if args.crop % 32:
-        parser.error(f"--crop: got {args.crop}, wanted a multiple of 32")
-    for name, top in (("lr", math.inf), ("smallest", 1), ("score", 1)):
-        if not 0 < getattr(args, name) < top:
-            parser.error(f"--{name}: got {getattr(args, name)}, wanted above 0, below {top}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -640,7 +637,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         {"train": train, "eval": score, "predict": predict}[args.command](args)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"detect_min.py: error: {error}")
+        told = str(error).strip()
+        if "Original Traceback" in told:  # from a worker process; the last line has the message
+            told = told.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"detect_min.py: error: {told}")
     except KeyboardInterrupt:
         sys.exit("detect_min.py: stopped")
 

@@ -14,25 +14,32 @@ a.md, a.json, a.png and so on.
 The protocol, written before the comparison was run:
 - Both arms, "scratch" and "pre-trained", differ in the backbone's first weights and their learning
   rate, nothing else. Sizes and the least score of a detection were set on the scratch arm, and so
-  was the budget: of 1200 and 2400 crops, judged as the learning rates are, the first left it at 0.
-- Each arm's learning rate is the better one of the same grid, on photographs img_701 .. img_800,
-  after training on 100 of img_1 .. img_700; for rendered pictures, on others of the training half.
+  was the budget: of 1200 and 2400 crops; with 1200 scratch had F = 0 on img_701 .. img_800.
+- Each arm's learning rate is the best one of the same grid, on photographs img_701 .. img_800,
+  after training on 100 of img_1 .. img_700; for rendered pictures, on 200 others of the training
+  half. All of tables b and c takes the one of "pre-all", the longer row of table a that of 2400.
 - Detectors are trained on 100, 200 and all 800 of img_1 .. img_800, the same for the same seed, and
   scored once, after the last step, on img_801 .. img_1000. Every seed that was run is counted.
 - Pre-training sees rendered pictures with their words, and the training photographs with their
-  transcriptions; their boxes are taken away before (`WithoutQuads`).
-- Rendered pictures are new ones, of the full variety.
-- Changed after a look at the results: rendered pictures took the photographs' learning rates at
-  first. With 600 crops that gave 93, 94, 94 from scratch and 93, 96, 90 pre-trained; with 200 the
-  same as now, for the grid's choice is the same.
-- Two rows were added after the others were seen: rendered pictures with a third of the crops, for
-  with all of them both arms are near the top; and 100 photographs with twice the crops, to see
-  whether patience makes up for pre-training.
+  transcriptions; their boxes are taken away before (`WithoutQuads`). Each pre-training is run once:
+  the spread of a row is that of the detector's seeds.
+- Rendered pictures for a detector are of the full variety, of other seeds than pre-training's.
+- Table c goes on from table b's "all" with pictures of up to four words, shown eight times.
+- Changed after a look at results of an earlier run, before the present one: rendered pictures have
+  learning rates of their own; two rows were added, rendered pictures with a third of the crops, for
+  with all of them both arms are near the top, and photographs with twice the crops, to see whether
+  patience makes up for pre-training.
+- Changed after a look at some of the present run: the grid got a third rate, as scratch had taken
+  the larger of two; the rates of rendered pictures were judged on 29 to 86 pictures, and table c's
+  pictures had too few words for its shares to differ. Runs that this changes were made again.
 - The test is a paired one over the seeds, two-sided (scipy.stats.ttest_rel).
+
+A run's file does not know its scale: after a change to `SCALES` remove the files that it concerns.
 """
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -56,6 +63,7 @@ import data_stub
 import train_min
 import vlpt
 from experiments import detect_min
+from experiments.run_min import Parser, write
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs/reproduce")
@@ -79,7 +87,7 @@ SHARES = {0.25: 84.8, 0.5: 85.2, 0.75: 85.4, 1.0: 85.5}  # table c, and the pape
 PAPER = "paper: PSENet, ResNet-50, Total-Text, pre-trained on SynthText: other data, other scale"
 TABLES = {
     "a": "F-score in %, from scratch and pre-trained, mean ± sd of the seeds",
-    "b": "F-score in % by what is pre-trained with, mean ± sd of the seeds",
+    "b": "F-score in % by the pre-training, one each, mean ± sd of the seeds",
     "c": "F-score in % by the share of the words annotated, mean ± sd of the seeds",
     "d": "Share in % of the pooled attention within the words of held-out rendered pictures",
 }
@@ -95,6 +103,7 @@ class Feed(NamedTuple):
     size: int  # height = width, pixels
     batch: int
     scene: data_stub.Scene = data_stub.Scene()  # of "synth"
+    pictures: int | None = None  # of "synth", shown again and again; None: each is a new one
 
 
 class Stage(NamedTuple):
@@ -125,16 +134,18 @@ class Scale:
     config: vlpt.Config
     backbone: str  # detect_min.py's name of it
     width: int  # channels of the detector's pyramid
-    start: tuple[str, ...] | None  # a run of train_min.py; its backbone and pool begin `stages`
+    start: tuple[str, ...] | None  # train_min.py's options; that run's weights begin `stages`
     stages: tuple[Stage, ...]  # of table a
-    short: tuple[Stage, ...]  # of tables b, c and d, from random weights
+    short: tuple[Stage, ...]  # of tables b and d, from random weights
+    shares: tuple[Stage, ...]  # of table c, from those of table b's "all"
     task: Task  # real photographs
     rendered: Task | None
     subsets: tuple[int | None, ...]  # photographs to train on, None for all
-    part: int | None  # the one of them for tables b and c
+    part: int | None  # the one of them for learning rates, tables b, c and a's longer row
     rates: tuple[float, ...]  # the grid of learning rates
     seeds: tuple[int, ...]
     device: str = "cpu"
+    workers: int = 0  # that prepare a detector's crops
     shown: int = 200  # pictures of table d
     status: str = ""
 
@@ -143,6 +154,8 @@ one_word = data_stub.Scene(alphabet=ALNUM, kinds=("random", "random", "list", "n
                            words=(1, 1), chars=(1, 4), height=(0.22, 0.45), tilt=10.0)  # fmt: skip
 two_words = data_stub.Scene(alphabet=ALNUM, kinds=("random", "list", "pseudo", "number"),
                             words=(1, 2), chars=(1, 5), height=(0.14, 0.4), tilt=15.0)  # fmt: skip
+four_words = data_stub.Scene(alphabet=ALNUM, kinds=("random", "pseudo", "number"), words=(4, 4),
+                             chars=(1, 3), height=(0.12, 0.16), tilt=10.0)  # fmt: skip
 
 SCALES = {
     "cpu": Scale(
@@ -157,24 +170,27 @@ SCALES = {
             Stage((Feed("synth", 64, 64, data_stub.DIGITS),), 500, 1e-3),
             Stage((Feed("synth", 64, 64, two_words),), 300, 1e-3),
         ),
+        shares=(Stage((Feed("synth", 96, 64, four_words, 1600),), 200, 1e-3),),
         task=Task("icdar2015", long=640, crop=160, samples=2400, batch=4, count=200),
         rendered=Task("synth", long=192, crop=160, samples=600, batch=4, count=200),
-        subsets=(100, 200, None), part=100, rates=(1e-3, 3e-3), seeds=(0, 1, 2),
+        subsets=(100, 200, None), part=100, rates=(1e-3, 3e-3, 1e-2), seeds=(0, 1, 2),
     ),
     "gpu": Scale(
         config=vlpt.OCLIP_RN50, backbone="clip_resnet50", width=256,
         start=None, stages=(Stage((Feed("synthtext", 512, 80),), 30_000, 1e-4),),
         short=(Stage((Feed("synthtext", 512, 80),), 10_000, 1e-4),),
+        shares=(Stage((Feed("synthtext", 512, 80),), 10_000, 1e-4),),
         task=Task("totaltext", long=1280, crop=640, samples=48_000, batch=16, count=300,
                   smallest=0.7, curved=True),
-        rendered=None, subsets=(None,), part=None, rates=(1e-4, 3e-4), seeds=(0, 1, 2),
-        device="cuda", status="not run",
+        rendered=None, subsets=(None,), part=None, rates=(1e-4, 3e-4, 1e-3), seeds=(0, 1, 2),
+        device="cuda", workers=8, status="not run",
     ),
     "smoke": Scale(  # for the tests: seconds, means nothing
         config=dataclasses.replace(vlpt.TINY, alphabet=ALNUM), backbone="tiny", width=8,
         start=("--samples", "4", "--batch", "2", "--eval", "4"),
         stages=(Stage((Feed("synth", 64, 4, one_word), Feed("icdar2015", 64, 2)), 2, 1e-3, 8),),
         short=(Stage((Feed("synth", 64, 4, two_words),), 1, 1e-3, 8),), shown=4,
+        shares=(Stage((Feed("synth", 96, 4, four_words, 4),), 2, 1e-3, 8),),
         task=Task("icdar2015", long=64, crop=64, samples=6, batch=2, count=2),
         rendered=Task("synth", long=64, crop=64, samples=6, batch=2, count=2),
         subsets=(2, None), part=2, rates=(1e-3, 3e-3), seeds=(0, 1),
@@ -232,27 +248,24 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
             for label, key, n, samples in places
             for seed in scale.seeds for arm, init in ARMS.items()
         ]  # fmt: skip
-    rows: dict[str, tuple[dict[str, Any], float]]
-    if table == "c":
-        rows = {f"{share:.0%}": ({}, share) for share in SHARES}
-    else:
-        rows = {name: (fields, 1.0) for name, (fields, _) in VARIANTS.items()}
+    variants = {"all": VARIANTS["all"]} if table == "c" else VARIANTS
     if table == "d":
-        jobs, rows = jobs[:1], {name: rows[name] for name in ("all", "sentence encoder")}
-    starts = {
-        label: "short-" + label.replace("100%", "all").replace(" ", "").replace("%", "")
-        for label in rows
-    }
-    for label, (fields, share) in rows.items():
-        jobs.append(Job(starts[label], "pretrain", label, stages="short", fields=fields,
-                        annotated=share))  # fmt: skip
+        jobs, variants = jobs[:1], {name: VARIANTS[name] for name in ("all", "sentence encoder")}
+    starts = {label: "short-" + label.replace(" ", "") for label in variants}
+    for label, (fields, _) in variants.items():
+        jobs.append(Job(starts[label], "pretrain", label, stages="short", fields=fields))
+    if table == "c":
+        starts = {f"{share:.0%}": f"share-{100 * share:.0f}" for share in SHARES}
+        for share, (label, name) in zip(SHARES, starts.items(), strict=True):
+            jobs.append(Job(name, "pretrain", label, init="short-all", stages="shares",
+                            annotated=share))  # fmt: skip
     if table == "d":
         starts |= {"table a's pre-training": "pre-all", "untrained": ""}
         return jobs + [Job(f"d-{init or 'untrained'}", "attention", label, label, 0, init)
                        for label, init in starts.items()]  # fmt: skip
     return jobs + [
         Job(f"detect-{init}-{seed}", "finetune", label, "pre-trained", seed, init,
-            subset=scale.part)  # tables b and c share those of "short-all"
+            subset=scale.part)
         for seed in scale.seeds for label, init in starts.items()
     ]  # fmt: skip
 
@@ -273,9 +286,19 @@ def run_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
             "job": dataclasses.asdict(job), "result": result, "seconds": round(time.time() - start),
             "date": time.strftime("%Y-%m-%d"), "machine": machine(scale.device),
         }  # fmt: skip
-        detect_min.write(path, json.dumps(record, indent=1).encode())
+        write(path, json.dumps(record, indent=1).encode())
         shown = {k: v for k, v in result.items() if k in ("f", "precision", "recall", "share")}
         print(f"  {shown} in {record['seconds']} s", flush=True)
+
+
+def need_all(scale: Scale) -> None:
+    """Open each source once. Raises: ValueError, OSError for what would be missing hours later."""
+    if scale.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--scale: got one for a GPU, but torch finds none; use cpu")
+    stages = scale.stages + scale.short + scale.shares
+    for data in sorted({feed.data for stage in stages for feed in stage.feeds}):
+        data_stub.open_source(locate(data), "train", 64, 1, 0)
+    detect_min.open_pages(locate(scale.task.data), "train")
 
 
 def machine(device: str) -> str:
@@ -339,10 +362,14 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     config = dataclasses.replace(scale.config, **job.fields)
     torch.manual_seed(job.seed)
     model, found = vlpt.VLPT(config), {}
+    if job.init:
+        model.load_state_dict(vlpt.read_checkpoint(folder / f"{job.init}.pt")["state_dict"])
     if job.stages == "stages" and scale.start is not None:
         start = folder / "start"
-        if not (start / "metrics.json").exists():
-            train_min.main([*scale.start, "--name", str(start.relative_to("runs"))])
+        if not (start / "metrics.json").exists():  # not even begun, or stopped
+            begun = (start / "run.json").exists()
+            options = ["--resume"] if begun else [*scale.start, "--device", scale.device]
+            train_min.main([*options, "--name", str(start.relative_to("runs"))])
         model.backbone = train_min.load_init(str(start), config)
         train_min.load_pool(str(start), model.pool)
     model.to(scale.device).to(memory_format=torch.channels_last)
@@ -361,21 +388,22 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
 
 
 def save(path: Path, model: vlpt.VLPT, found: dict[str, Any]) -> None:
-    part, config = path.with_name(path.name + ".part"), dataclasses.asdict(model.config)
-    torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, part)
-    part.replace(path)
+    config, buffer = dataclasses.asdict(model.config), io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, buffer)
+    write(path, buffer.getvalue())
 
 
 def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict[str, Any]:
     """Train on each feed in turn; what is read in held-out pictures of each feed afterwards."""
     device, alphabet = model.log_scale.device, model.config.alphabet
     optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator, skipped = torch.Generator().manual_seed(seed + 1), 0
     loaders = []
     for feed in stage.feeds:
-        data = open_feed(feed, "train", alphabet, feed.batch * stage.rounds, seed, annotated)
+        count = feed.pictures or feed.batch * stage.rounds
+        data = open_feed(feed, "train", alphabet, count, seed, annotated)
         keys = [range(k * feed.batch, (k + 1) * feed.batch) for k in range(stage.rounds)]
-        loaders.append(train_min.make_loader(data, keys, 1))
+        loaders.append(train_min.make_loader(data, keys, 1, train=True))
     for step in tqdm(range(stage.rounds), disable=None, leave=False):
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * train_min.lr_at(
@@ -383,10 +411,11 @@ def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> di
             )
         for loader in loaders:
             batch = next(loader)
+            skipped += len(batch.skipped)  # unreadable, another one took its place
             ids, targets = vlpt.mask_one_char(batch.ids, generator)
             images, ids, targets = (x.to(device) for x in (batch.images, ids, targets))
             train_min.train_step(model, optimizer, images, ids, targets)
-    found = {}
+    found: dict[str, Any] = {"skipped": skipped}
     for feed in stage.feeds:
         held = open_feed(feed, "heldout", alphabet, stage.held, seed)
         count = min(stage.held, len(held.indices))
@@ -420,15 +449,16 @@ def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     task = scale.rendered if job.rendered else scale.task
     assert task is not None  # list_jobs has rendered jobs only where the scale has the task
     spec, samples = locate(task.data), job.samples or task.samples
-    count = samples * 8 // 7 + 1 if job.kind == "rate" else samples  # of rendered pictures
-    train = detect_min.open_pages(spec, "train", task.long, count, job.seed)
+    count = samples + task.count * (job.kind == "rate")  # of rendered pictures
+    train = detect_min.open_pages(spec, "train", task.long, count, 1000 + job.seed)
     test = detect_min.open_pages(spec, "heldout", task.long, task.count)
-    if job.kind == "rate":  # the last eighth of the training half judges the learning rate
-        cut = len(train) * 7 // 8
+    if job.kind == "rate":  # an eighth of the training photographs judges the learning rate
+        cut = samples if job.rendered else len(train) * 7 // 8
         train, test = Part(train, range(cut)), Part(train, range(cut, len(train)))
     options = ["train", "--lr", job.lr or choose_rate(job, scale, folder), "--samples", samples,
-               "--batch", task.batch, "--workers", 0, "--long", task.long, "--crop", task.crop,
-               "--width", scale.width, "--smallest", task.smallest, "--seed", job.seed,
+               "--batch", task.batch, "--workers", scale.workers, "--long", task.long,
+               "--crop", task.crop, "--width", scale.width, "--smallest", task.smallest,
+               "--seed", job.seed,
                "--backbone", scale.backbone, "--device", scale.device]  # fmt: skip
     args = detect_min.parse_args([*map(str, options), *["--curved"] * task.curved])
     settings = {key: getattr(args, key) for key in detect_min.SETTINGS}
@@ -502,11 +532,16 @@ def attention(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
 
 def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
     """The rows of a table: for each arm the values of its seeds, in order, in %."""
+    papers: dict[str, dict[str, float | None]] = {
+        "b": {label: paper for label, (_, paper) in VARIANTS.items()},
+        "c": {f"{share:.0%}": paper for share, paper in SHARES.items()},
+    }
     rows: dict[str, dict[str, Any]] = {}
     for job in list_jobs(table, scale):
         if job.kind not in ("finetune", "attention"):
             continue
-        row = rows.setdefault(job.label, {"label": job.label, "values": {}, "paper": None})
+        paper = papers.get(table, {}).get(job.label)
+        row = rows.setdefault(job.label, {"label": job.label, "values": {}, "paper": paper})
         path = folder / f"{job.name}.json"
         if not path.exists():
             continue
@@ -516,12 +551,6 @@ def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
         row["lr"] = row.get("lr", {}) | {job.arm: run["result"].get("lr")}
         if job.kind == "attention":
             row["area"] = round(100 * run["result"]["area"], 2)
-    for label, (_, paper) in VARIANTS.items():
-        if table == "b":
-            rows[label]["paper"] = paper
-    for share, paper in SHARES.items():
-        if table == "c":
-            rows[f"{share:.0%}"]["paper"] = paper
     return list(rows.values())
 
 
@@ -604,8 +633,8 @@ def report(table: str, name: str, folder: Path) -> list[str]:
     lines = [f"{TABLES[table]} (--scale {name})", "", *to_markdown(table, rows)]
     lines += ["", PAPER] if table in "bc" else []
     lines += ["", f"Status: {scale.status}"] if scale.status else []
-    detect_min.write(folder / f"{table}.md", ("\n".join(lines) + "\n").encode())
-    detect_min.write(folder / f"{table}.json", json.dumps(rows, indent=1).encode())
+    write(folder / f"{table}.md", ("\n".join(lines) + "\n").encode())
+    write(folder / f"{table}.json", json.dumps(rows, indent=1).encode())
     plot(folder / f"{table}.png", table, rows)
     return lines
 
@@ -624,7 +653,7 @@ def summary(name: str, folder: Path) -> None:
                         if run["job"]["kind"] == "pretrain"},
         "tables": {table: collect(table, SCALES[name], folder) for table in TABLES},
     }  # fmt: skip
-    detect_min.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+    write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     print(f"wrote {RESULTS}")
 
 
@@ -638,7 +667,14 @@ def readme_lines(results: dict[str, Any]) -> list[str]:
         f"Of the pooled attention {shares[0]:.1f} % falls on words of held-out rendered pictures, "
         f"untrained {shares[1]:.1f} %; words cover {untrained['area']:.1f} % of the area."
     )
-    return [*to_markdown("a", results["tables"]["a"]), "", line]
+    short = results["tables"]["b"] + results["tables"]["c"]
+    names = [row["label"].replace("%", " % of the words") for row in short]
+    cells = [spread(next(iter(row["values"].values()), {})) for row in short]
+    across = [["pre-trained with", *names], ["---"] * (len(short) + 1), ["F-score, short", *cells],
+              ["paper, Total-Text", *(str(row["paper"] or "-") for row in short)]]  # fmt: skip
+    lines = [*to_markdown("a", results["tables"]["a"]), ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in across]
+    return [*lines, "", line]
 
 
 def check_readme() -> None:
@@ -654,11 +690,16 @@ def check_readme() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(
+        prog="reproduce_min.py", allow_abbrev=False, description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
     add = parser.add_argument
-    add("table", choices=(*TABLES, "summary", "check-readme"), help="what to run or to write")
+    add(
+        "table",
+        choices=(*TABLES, "summary", "check-readme"),
+        help="a to d: run and report; else: write, compare",
+    )
     add("--scale", choices=SCALES, default="cpu", help="cpu: hours on 2 cores; gpu: not run yet")
     add("--dry-run", action="store_true", help="print the runs of a table and stop")
     add("--only", default="", metavar="TEXT", help="only the runs whose name holds this")
@@ -670,6 +711,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.table == "summary":
             return summary(args.scale, folder)
         jobs = [job for job in list_jobs(args.table, scale) if args.only in job.name]
+        if not jobs:
+            raise ValueError(f"--only: got {args.only!r}, wanted a part of a run's name; --dry-run")
         if args.dry_run:
             for job in jobs:
                 done = "done" if (folder / f"{job.name}.json").exists() else "to run"
@@ -678,6 +721,8 @@ def main(argv: list[str] | None = None) -> None:
                 }
                 print(f"{done:<7}", *(f"{k}={v}" for k, v in changed.items()))
             return None
+        if not all((folder / f"{job.name}.json").exists() for job in jobs):
+            need_all(scale)
         run_jobs(jobs, scale, folder)
         print("\n".join(report(args.table, args.scale, folder)))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -30,6 +30,41 @@ FILES = ("run.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "me
          "nonfinite.json", "backbone.safetensors", "loss.png", "attention.png",
          "report.html")  # fmt: skip
 
+# ------------------------------------------------------------------------------------- options
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, from the first process alone."""
+        line = f"{self.prog}: error: {message}; see --help\n"
+        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
+
+
+def number(kind: type, least: float, below: float = math.inf, above: bool = False) -> Any:
+    """A reader of an option's value: an int or float from `least` (or above it) to `below`."""
+    what = "a whole number" if kind is int else "a number"
+    wanted = f"{what} {'above' if above else 'of at least'} {least}"
+    wanted += f" and below {below}" if below < math.inf else ""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < below or (above and value == least):
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
+        return value
+
+    return read
+
+
+def folder_name(text: str) -> str:
+    parts = Path(text).parts
+    if not text.isprintable() or not parts or ".." in parts or Path(text).is_absolute():
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted the name of a folder in runs/")
+    return text
+
+
 # ------------------------------------------------------------------------------- many processes
 
 
@@ -179,7 +214,7 @@ def save_checkpoint(
     out: Path, model: vlpt.VLPT, optimizer: torch.optim.Optimizer, args: argparse.Namespace,
     step: int, log: "Log",
 ) -> None:  # fmt: skip
-    """Write weights, optimiser and settings to checkpoint.pt; the one before is kept."""
+    """Write weights, optimiser and settings to checkpoint.pt; the one before is kept, if good."""
     log.share()
     if rank() == 0:
         held = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
@@ -190,6 +225,7 @@ def save_checkpoint(
         damaged = args.resume == "previous"  # else it would take the good one's place
         previous = None if damaged else out / "checkpoint.previous.pt"
         write(out / "checkpoint.pt", buffer.getvalue(), keep=previous)
+        args.resume = args.resume and "last"  # from now on checkpoint.pt is good
     if dist.is_initialized():
         dist.barrier()  # a process that ends early makes torchrun end the others
 
@@ -237,7 +273,7 @@ def need_tensorboard() -> None:
 
 
 class Log:
-    """Prints one line an evaluation, keeps every number in log.jsonl, and TensorBoard if asked."""
+    """Words one line an evaluation, keeps every number in log.jsonl, and TensorBoard if asked."""
 
     def __init__(
         self, chance: tuple[float, float], out: Path | None = None, board: bool = False,
@@ -275,7 +311,7 @@ class Log:
     def read(self, path: Path, samples: int) -> None:
         """Take up what log.jsonl noted up to a checkpoint; what came after it will come again."""
         kept, known = [], {"step": self.rows, "evaluation": self.evaluations}
-        text = path.read_text("utf-8") if path.exists() else ""
+        text = path.read_text("utf-8", errors="replace") if path.exists() else ""
         for place, line in enumerate(text.split("\n")[:-1], 1):
             try:  # a last line without its end was cut short, and belongs to a later step
                 entry = json.loads(line)
@@ -342,7 +378,8 @@ class Log:
 
     def evaluation(self, samples: int, result: dict[str, float]) -> str:
         """Note an evaluation; the line to print, with means since the last one."""
-        speed = (samples - self.began) / (time.perf_counter() - self.start)
+        took = sum(took for _, took in self.seconds)  # of the steps, without evaluations
+        speed = (samples - self.began) / max(1e-9, took)
         wait, self.timed = self.wait(self.timed), len(self.seconds)
         self.evaluations.append({"samples": samples} | result)
         self.note("evaluation", self.evaluations[-1] | {"img_s": speed, "wait": wait})

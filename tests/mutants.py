@@ -154,7 +154,7 @@ MUTANTS = [
     ("code in a checkpoint is run", "TestStep9", "weights_only=True", "weights_only=False"),
     ("keys that do not fit are ignored", "TestStep9", "backbone.load_state_dict(state)",
      "backbone.load_state_dict(state, strict=False)"),
-    ("a layout is guessed by its order", "TestStep9", "ours = max(names", "ours = min(names"),
+    ("a layout is guessed by its order", "TestStep9", "native = max(names", "native = min(names"),
     ("module. is kept", "TestStep9", '.removeprefix("module.")', ""),
     ("the command exports another layout", "TestCommandLine",
      "export_run(args.run, args.out, args.layout)", 'export_run(args.run, args.out, "native")'),
@@ -162,7 +162,7 @@ MUTANTS = [
     # the model
     ("trimmed one character short", "TestModel", "(1 + max(filled", "(max(filled"),
     ("logits at pads kept", "TestModel",
-     "unflatten(1, (-1, N)) * valid.unsqueeze(-1)", "unflatten(1, (-1, N))"),
+     "unflatten(1, (-1, N)) * valid[..., None]", "unflatten(1, (-1, N))"),
     ("masked_only: logits at every character", "TestModel", "valid = used == MASK", "pass"),
     ("masked_only: another query", "TestModel", "te = (te * valid", "te = (te * ~valid"),
     ("two masks a word are not noticed", "TestModel", ".sum(1).gt(1).any()", ".sum(1).gt(9).any()"),

@@ -188,6 +188,14 @@ def depth(quad: np.ndarray, size: int) -> np.ndarray:
 def image_of(sample: ds.Sample) -> np.ndarray:
     return sample.image
 
+    def test_an_alphabet_without_a_word_for_a_half_is_said_at_once(self):
+        scene = ds.Scene(alphabet="a", kinds=("random",), chars=(1, 2))
+        splits = {ds.split_of(word) for word in ("a", "aa")}
+        assert splits == {"train"}
+        ds.open_source("synth", "train", 64, 4, 0, scene)
+        with pytest.raises(ValueError, match="alphabet: got 'a', no heldout word in it"):
+            ds.open_source("synth", "heldout", 64, 4, 0, scene)
+
 
 class TestFolders:
     def test_synthtext_reads_what_is_written(self, tmp_path):
@@ -202,6 +210,23 @@ class TestFolders:
                 np.testing.assert_array_equal(got.quads, want[k].quads)
                 difference = got.image.astype(int) - want[k].image
                 assert abs(difference).mean() < 12  # JPEG of noise
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_a_photograph_is_turned_as_viewers_show_it(self, orientation, tmp_path):
+        pixels = np.random.default_rng(0).integers(0, 2, (4, 6, 3), np.uint8) * 255
+        photo = Image.fromarray(pixels.repeat(32, 0).repeat(32, 1))
+        turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+                6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)  # fmt: skip
+        shown = photo.transpose(Image.Transpose[turn]) if turn else photo
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+        for least in (None, 40):  # 40: decoded at half the size
+            got, scale = ds.open_image(tmp_path / "a.jpg", least)
+            assert got.size == (round(shown.width * scale), round(shown.height * scale))
+            assert scale == (0.5 if least else 1)
+            wanted = np.asarray(shown.resize(got.size, Image.Resampling.BOX), int)
+            assert abs(np.asarray(got, int) - wanted).mean() < 12
 
     def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
         Image.new("RGB", (40, 20), (9, 8, 7)).save(tmp_path / "a.png")
@@ -781,7 +806,8 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("args", "message"),
         [(["--data", "imagenet"], "data: got 'imagenet'"), (["--count", "0"], "--count"),
-         (["--data", "icdar2015:nowhere"], "nowhere"), (["--size", "8"], "--size")],
+         (["--data", "icdar2015:nowhere"], "nowhere"), (["--size", "8"], "--size"),
+         (["--seed", "-1"], "--seed at least 0")],
     )  # fmt: skip
     def test_a_mistake_is_one_error_without_a_traceback(self, tmp_path, args, message):
         done = self.run("--sheet", str(tmp_path / "s.png"), *args)

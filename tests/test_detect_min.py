@@ -660,7 +660,7 @@ class TestMistakes:
     def test_empty_folders(self, tmp_path, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
         told = self.fails(capsys, "predict", "runs/d", tmp_path)
-        assert told == f"detect_min.py: error: {tmp_path}: got an empty folder, wanted pictures"
+        assert told.endswith(f"error: {tmp_path}: got no picture in it, wanted .jpg or .png")
         told = self.fails(capsys, "eval", "runs/d", "--data", f"icdar2015:{tmp_path}")
         assert "ch4_training_images: not found; wanted" in told
         for folder in ("Train", "Test"):
@@ -686,18 +686,86 @@ class TestMistakes:
         monkeypatch.chdir(tmp_path)
         for argv, told in (
             (["--crop", "48"], "--crop: got 48, wanted a multiple of 32"),
-            (["--samples", "4", "--batch", "8"], "--samples: got 4, wanted at least 8"),
-            (["--smallest", "1.5"], "--smallest: got 1.5, wanted above 0, below 1"),
-            (["--lr", "nan"], "--lr: got nan, wanted above 0, below inf"),
+            (["--samples", "4", "--batch", "8"], "--samples: got 4, wanted at least --batch 8"),
+            (["--smallest", "1.5"], "--smallest: got '1.5', wanted a number above 0 and below 1"),
+            (["--lr", "nan"], "--lr: got 'nan', wanted a number above 0"),
+            (["--width", "0"], "--width: got '0', wanted a whole number of at least 1"),
+            (["--name", "../x"], "--name: got '../x', wanted the name of a folder in runs/"),
+            (["--sample", "9"], "unrecognized arguments: --sample 9"),
             (["--backbone", "vgg"], "invalid choice: 'vgg'"),
         ):
             assert told in self.fails(capsys, "train", *argv)
         told = self.fails(capsys, "train", "--data", "coco:x", *TINY)
-        assert told == f"detect_min.py: error: data: got 'coco:x', wanted {dm.SOURCES}"
+        assert told == f"detect_min.py: error: --data: got 'coco:x', wanted {dm.SOURCES}"
+        told = self.fails(capsys, "eval", "runs/d", "--count", "0")
+        assert told.endswith("--count: got '0', wanted a whole number of at least 1; see --help")
         Path("a.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' * 11)
         Image.new("RGB", (32, 32)).save("a.png")
         told = self.fails(capsys, "train", "--data", "jsonl:a.jsonl", *TINY)
         assert told.endswith("a.png: has no quads, wanted one for each word")
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_what_is_wrong_with_a_source_is_told(self, tmp_path, monkeypatch, capsys, workers):
+        monkeypatch.chdir(tmp_path)
+        Image.new("RGB", (32, 32)).save("a.png")
+        entry = '{"image": "a.png", "words": ["a"], "quads": [[[0, 0], [9, 0], [9, 9]]]}\n'
+        Path("a.jsonl").write_text(entry * 11)
+        options = ["train", "--data", "jsonl:a.jsonl", *TINY, "--workers", workers]
+        assert "a.jsonl:1: " in self.fails(capsys, *options)
+        Path("a.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' * 11)
+        told = self.fails(capsys, *options)
+        assert told == "detect_min.py: error: a.png: has no quads, wanted one for each word"
+
+    def test_a_pre_training_and_a_file_are_not_replaced(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("runs/demo").mkdir(parents=True)
+        Path("runs/file").touch()
+        for name in ("run.json", "checkpoint.pt"):
+            Path(f"runs/demo/{name}").write_text("theirs")
+        monkeypatch.setattr(dm, "fit", None)  # it is found before
+        told = self.fails(capsys, "train", "--name", "demo", *TINY)
+        assert told.endswith("--name: got demo: a pre-training, wanted another")
+        told = self.fails(capsys, "train", "--name", "file/x", *TINY)
+        assert told.endswith("--name: got file/x: runs/file is a file, wanted another")
+        assert Path("runs/demo/checkpoint.pt").read_text() == "theirs"
+
+    def test_names_that_occur_twice(self, tmp_path, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            Image.new("RGB", (32, 32)).save(tmp_path / folder / "1.png")
+        told = self.fails(capsys, "predict", "runs/d", tmp_path / "a/1.png", tmp_path / "b")
+        assert told.endswith("IMAGE: got 2 named 1, wanted each name once")
+        quads = ', "words": ["a"], "quads": [[[1, 1], [9, 1], [9, 9], [1, 9]]]}\n'
+        held = "".join(f'{{"image": "{k}/1.png"{quads}' for k in "ab" * 10)
+        (tmp_path / "d.jsonl").write_text(held)
+        dm.main(["eval", "runs/d", "--data", "icdar2015:ic"])
+        score, results = (Path(f"runs/d/{name}") for name in ("score.json", "results"))
+        before = score.read_text(), sorted(results.iterdir())
+        told = self.fails(capsys, "eval", "runs/d", "--data", f"jsonl:{tmp_path}/d.jsonl")
+        assert told.endswith("res_1.txt: two pictures have this name, wanted one")
+        assert (score.read_text(), sorted(results.iterdir())) == before  # nothing is lost
+
+    def test_a_new_detector_has_no_score_yet(self, trained, monkeypatch):
+        monkeypatch.chdir(trained)
+        dm.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
+        dm.main(["eval", "runs/again", "--data", "icdar2015:ic"])
+        assert Path("runs/again/score.json").exists()
+        dm.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
+        assert not Path("runs/again/score.json").exists()
+
+    def test_a_full_disk_leaves_the_old_detector(self, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        held = Path("runs/d/checkpoint.pt").read_bytes()
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        told = self.fails(capsys, "train", "--data", "icdar2015:ic", "--name", "d", *TINY)
+        assert told.endswith("cannot write runs/d/checkpoint.pt: No space left on device; what was "
+                             "there is intact")  # fmt: skip
+        assert Path("runs/d/checkpoint.pt").read_bytes() == held
 
     def test_a_loss_that_explodes(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

@@ -73,15 +73,20 @@ class TestJobs:
         assert (configs["CAE + BCL"].decoder, configs["CAE + BCL"].contrastive) == ("none", True)
         assert not configs["CAE + VTD"].contrastive
         assert configs["sentence encoder"].text_encoder == "sentence"
-        shares = [j.annotated for j in rm.list_jobs("c", SMOKE) if j.stages == "short"]
-        assert shares == [0.25, 0.5, 0.75, 1]
 
-    def test_what_tables_b_and_c_share_is_run_once(self):
-        b, c = ({job.name: job for job in rm.list_jobs(table, SMOKE)} for table in "bc")
-        labels = {b[name].label for name in b.keys() & c.keys() if b[name].kind == "finetune"}
-        assert labels == {"all"}
-        for name in b.keys() & c.keys():
-            assert dataclasses.replace(b[name], label="") == dataclasses.replace(c[name], label="")
+    def test_the_shares_of_table_c_are_different_words(self):
+        jobs = [j for j in rm.list_jobs("c", rm.SCALES["cpu"]) if j.stages == "shares"]
+        assert [j.annotated for j in jobs] == [0.25, 0.5, 0.75, 1] and {j.init for j in jobs} == {
+            "short-all"
+        }
+        feed, words = rm.SCALES["cpu"].shares[-1].feeds[0], []
+        for job in jobs:
+            data = rm.open_feed(feed, "train", rm.ALNUM, 20, 0, job.annotated)
+            seen = [set() for _ in range(20)]
+            for k in range(160):  # eight times each
+                seen[data.index(k)] |= {*map(tuple, data[k][1].T.tolist())} - {(0,) * 25}
+            words.append(np.mean([len(one) for one in seen]))
+        assert words[0] == 1 and np.diff(words).min() > 0.3 and words[-1] > 3.2
 
     @pytest.mark.parametrize("table", rm.TABLES)
     def test_a_dry_run_prints_them_and_leaves_nothing(self, table, tmp_path, monkeypatch, capsys):
@@ -123,6 +128,42 @@ class TestPretraining:
         found = rm.run_stage(vlpt.VLPT(SMOKE.config), rm.Stage(feeds, 4, 1e-3, 10), 0, 1.0)
         assert sizes == [(5, 64), (2, 32)] * 4
         assert found["synth"]["pictures"] == 10 and found["icdar2015"]["pictures"] == 3
+
+    def test_goes_on_from_a_start_that_was_stopped(self, inside, monkeypatch):
+        begun = []
+        monkeypatch.setattr(train_min, "main", lambda options: begun.append(options))
+        job, scale = rm.Job("x", "pretrain", "x", stages="stages"), SMOKE
+        weights = inside / "start/metrics.json"
+        held = weights.read_bytes()
+        weights.unlink()
+        try:
+            rm.pretrain(job, scale, rm.RUNS / "smoke")
+        finally:
+            weights.write_bytes(held)
+        assert begun == [["--resume", "--name", "reproduce/smoke/start"]]
+
+    def test_an_unreadable_picture_is_replaced_and_counted(self, inside, monkeypatch):
+        read = data_stub.Pretraining.__getitem__
+        broken = [0, 3]
+        monkeypatch.setattr(data_stub.Pretraining, "__getitem__", lambda data, k: (
+            "cut short" if k in broken and data.augment else read(data, k)))  # fmt: skip
+        sizes = []
+        monkeypatch.setattr(train_min, "train_step", lambda m, o, images, *_: sizes.append(
+            len(images)))  # fmt: skip
+        stage = rm.Stage((rm.Feed("icdar2015", 64, 2),), 3, 1e-3, 4)
+        found = rm.run_stage(vlpt.VLPT(SMOKE.config), stage, 0, 1.0)
+        assert found["skipped"] == 2 and sizes == [2, 2, 2]
+
+    def test_a_share_starts_from_the_weights_of_table_b(self, inside, monkeypatch):
+        rm.main(["c", "--scale", "smoke", "--only", "short-all"])
+        started = []
+        monkeypatch.setattr(rm, "run_stage", lambda model, *_: started.append(
+            {k: v.clone() for k, v in model.state_dict().items()}) or {})  # fmt: skip
+        monkeypatch.setattr(rm, "save", lambda *_: None)
+        job = next(j for j in rm.list_jobs("c", SMOKE) if j.stages == "shares")
+        rm.pretrain(job, SMOKE, inside)
+        weights = vlpt.read_checkpoint(inside / "short-all.pt")["state_dict"]
+        assert all(torch.equal(started[0][key], weights[key]) for key in weights)
 
     def test_goes_on_after_the_last_finished_stage(self, inside, monkeypatch, tmp_path):
         job = rm.Job("two", "pretrain", "two", stages="short")
@@ -195,6 +236,26 @@ class TestTableA:
         with pytest.raises(ValueError, match=r"for \[0\.001\], wanted \[0\.001, 0\.003\]"):
             rm.choose_rate(job, SMOKE, tmp_path)
 
+    def test_rendered_pictures_are_none_of_pre_training_s(self, inside, monkeypatch):
+        opened = []
+        monkeypatch.setattr(detect_min, "open_pages", lambda spec, *rest: opened.append(rest)
+                            or [None] * rest[2])  # fmt: skip
+        monkeypatch.setattr(detect_min, "Crops", lambda pages, *_: opened.append(len(pages)))
+        monkeypatch.setattr(detect_min, "evaluate", lambda model, pages, _: opened.append(
+            len(pages)) or {})  # fmt: skip
+        monkeypatch.setattr(detect_min, "fit", lambda *_: [])
+        jobs = [j for j in rm.list_jobs("a", SMOKE) if j.rendered and j.arm == "scratch"]
+        rm.finetune(jobs[-1], SMOKE, inside)
+        task = SMOKE.rendered
+        assert opened[0] == ("train", 64, jobs[-1].samples, 1001)  # pre-training's seeds: 0, 1, ..
+        assert opened[2:] == [jobs[-1].samples, task.count]
+        opened.clear()
+        rm.finetune(jobs[0], SMOKE, inside)  # of the learning rate
+        assert opened[0][2] == task.samples + task.count and opened[2:] == [
+            task.samples,
+            task.count,
+        ]
+
     def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
         seen = {}
         crops = detect_min.Crops
@@ -221,6 +282,26 @@ class TestTableA:
         (folder / "a-2-scratch-0.json").write_text("{")
         with pytest.raises(SystemExit, match=r"error: .*a-2-scratch-0\.json: not a run's JSON"):
             rm.main(["a", "--scale", "smoke"])
+
+
+class TestData:
+    @pytest.mark.parametrize("name", ["icdar2015", "synthtext", "totaltext"])
+    def test_what_is_missing_is_said_before_hours_of_training(self, name, monkeypatch, tmp_path):
+        feeds = () if name == "totaltext" else (rm.Feed(name, 64, 2),)
+        scale = dataclasses.replace(SMOKE, task=dataclasses.replace(SMOKE.task, data="synth"),
+                                    stages=(rm.Stage(feeds, 1, 1e-3),))  # fmt: skip
+        if name == "totaltext":
+            scale = dataclasses.replace(scale, task=dataclasses.replace(SMOKE.task, data=name))
+        monkeypatch.setitem(rm.PATHS, name, str(tmp_path / "gone"))
+        monkeypatch.setitem(rm.SCALES, "smoke", scale)
+        monkeypatch.setattr(rm, "run_jobs", None)
+        with pytest.raises(SystemExit, match=r"error: .*gone"):
+            rm.main(["a", "--scale", "smoke"])
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+    def test_the_big_scale_wants_a_gpu(self):
+        with pytest.raises(SystemExit, match="--scale: got one for a GPU, but torch finds none"):
+            rm.main(["a", "--scale", "gpu"])
 
 
 class TestOtherTables:

@@ -221,6 +221,19 @@ class TestResume:
         assert not Path("owned").exists()
         train_min.main(["--name", "t", "--resume", "previous"])
         assert same(weights(whole), weights(tmp_path))
+        before = weights(tmp_path, file="checkpoint.previous.pt")  # kept anew after the first save
+        assert before["step"] == weights(tmp_path)["step"] - 2  # of 20, ten evaluations
+
+    @pytest.mark.parametrize("content", [None, b"\xff\n"])
+    def test_a_finished_run_whose_log_is_lost_is_one_line(self, content, tmp_path):
+        train_min.main([*RUN, "--samples", "16"])
+        log = Path("runs/t/log.jsonl")
+        log.unlink() if content is None else log.write_bytes(content)
+        told = (
+            "got no evaluation, wanted those" if content is None else ":1: got '\ufffd', wanted a"
+        )
+        with pytest.raises(SystemExit, match=f"train_min.py: error: runs/t/log.jsonl:? ?{told}"):
+            train_min.main(["--name", "t", "--resume"])
 
     def test_a_damaged_log_is_named_with_its_line(self, tmp_path):
         Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)

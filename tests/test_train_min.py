@@ -196,6 +196,23 @@ class TestRuns:
         log.seconds += [(3.0, 4.0), (1.0, 4.0)]
         assert (log.wait(), log.wait(1)) == (0.5, 0.25)
 
+    def test_images_a_second_are_those_of_the_steps(self):
+        log = run_min.Log((1.0, 1.0))
+        log.start -= 1000  # evaluations, say
+        log.seconds += [(0.5, 1.0), (0.5, 3.0)]
+        result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
+        assert log.evaluation(80, result).split()[-2:] == ["20", "0.25"]
+
+    def test_a_full_gpu_is_one_line(self, monkeypatch):
+        def full(*_):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(train_min, "train_step", full)
+        with pytest.raises(
+            SystemExit, match="GPU's memory is full; wanted a smaller --batch, --ac"
+        ):
+            train_min.main(QUICK)
+
     def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
         train_min.main(QUICK)
         checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
