@@ -59,6 +59,7 @@ from experiments.run_min import (
     save_checkpoint,
     say,
     signals,
+    some_path,
     world,
     write,
     write_facts,
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="tiny", help="sizes of the model")
     add("--backbone", choices=BACKBONES, default=unset,
         help="image backbone (default: the preset's, CLIP's stem)")  # fmt: skip
-    add("--init", metavar="PATH|torchvision", default=unset,
+    add("--init", type=some_path, metavar="PATH|torchvision", default=unset,
         help="start the backbone from an export, a run (its folder) or the released oCLIP one, "
         "or from torchvision's ImageNet weights (default: random)")  # fmt: skip
     add("--image-size", type=int, default=unset,
@@ -408,7 +409,7 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
 
     Under torchrun `batches` are every W-th of the held-out ones; the result is that of them all.
     """
-    net, found = bare(model), []
+    net, found, last = bare(model), [], "none was there"
     net.eval()
     if dist.is_initialized():  # on CPUs each has statistics of its own; the first's are saved
         for buffer in net.buffers():
@@ -416,6 +417,7 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     device, generator = net.log_scale.device, torch.Generator()
     for turn, batch in enumerate(batches):
         counts, features = Counter(unreadable=len(batch.skipped)), None
+        last = (batch.skipped or [last])[-1]
         if len(batch.images) > 1:  # pictures that cannot be decoded may leave nothing to compare
             position = turn * world() + rank()
             generator.manual_seed(seed_of(seed, position))
@@ -439,7 +441,7 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     held = sorted((f for _, f in chain(*everywhere) if f), key=lambda f: f[0])
     masked, right, other = (counts[key] for key in ("masked", "right", "other"))
     if not masked:
-        raise ValueError("no held-out picture can be read")
+        raise ValueError(f"no held-out picture can be read; {last}")
     image, text = (nn.functional.normalize(torch.cat([f[k] for f in held]), dim=1) for k in (1, 2))
     nearest, own = (image @ text.T), torch.arange(len(image))
     return {"acc_right": right / masked, "acc_other": other / masked,
@@ -534,7 +536,7 @@ def training_batches(
     for seen, batch in zip(range(part, part * len(keys) + 1, part), batches, strict=True):
         unread += len(batch.skipped)
         if len(batch.images) < part or unread > max(10, BROKEN * seen):
-            told = f"{unread} of {seen} pictures cannot be read, wanted at most {BROKEN:.0%}"
+            told = f"{unread} pictures cannot be read, {seen} wanted, at most {BROKEN:.0%} may"
             raise ValueError(f"{args.data}: {told}; {batch.skipped[-1]}")
         yield batch
 

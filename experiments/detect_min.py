@@ -43,7 +43,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the clone
 import data_stub
 import vlpt
-from experiments.run_min import Parser, folder_name, number, write
+from experiments.run_min import Parser, folder_name, number, some_path, write
 
 KERNELS = 7  # n
 BACKBONES: dict[str, Mapping[str, Any]] = {
@@ -593,7 +593,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parsers[0].add_argument
     add("--data", default="synth", help=SOURCES)
     add("--backbone", choices=BACKBONES, default="tiny", help="tiny: that of train_min.py's demo")
-    add("--init", metavar="PATH", help="backbone: an export, or a run of train_min.py")
+    add(
+        "--init",
+        type=some_path,
+        metavar="PATH",
+        help="backbone: an export, or a run of train_min.py",
+    )
     add("--name", type=folder_name, default="detect",
         help="results go to runs/NAME, replacing a detector there")  # fmt: skip
     add("--samples", type=number(int, 1), default=8000, help="crops to train on, with repeats")

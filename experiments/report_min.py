@@ -521,4 +521,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="runs/NAME", help="folder of a run; two or more")
     parser.add_argument("--out", default="runs/compare.png", help="the plot (default: %(default)s)")
     args = parser.parse_args(argv)
+    if Path(args.out).suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out: got {args.out!r}, wanted a name that ends in .png, .svg or .pdf")
     print(compare(args.runs, args.out))

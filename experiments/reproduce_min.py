@@ -309,9 +309,12 @@ def machine(device: str) -> str:
 
 def read_run(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        run: dict[str, Any] = json.loads(path.read_text())
+        if missing := {"job", "result", "seconds", "machine", "date"} - run.keys():
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a run's JSON ({error}); remove it to run it again") from None
+    return run
 
 
 def locate(data: str) -> str:
@@ -642,7 +645,6 @@ def report(table: str, name: str, folder: Path) -> list[str]:
 def summary(name: str, folder: Path) -> None:
     """Put all tables of a scale into one small file, the one README's table is made of."""
     runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
-    runs = [run for run in runs if "job" in run]
     if not runs:
         raise ValueError(f"{folder}: got no runs, wanted some; see reproduce_min.py a")
     found = {

@@ -58,6 +58,12 @@ def number(kind: type, least: float, below: float = math.inf, above: bool = Fals
     return read
 
 
+def some_path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("got '', wanted a path")
+    return text
+
+
 def folder_name(text: str) -> str:
     parts = Path(text).parts
     if not text.isprintable() or not parts or ".." in parts or Path(text).is_absolute():

@@ -431,6 +431,9 @@ class TestCompare:
         folders = [str(write_run(Path("runs") / name)) for name in "AB"]
         report_min.main(folders)
         assert capsys.readouterr().out.endswith("wrote runs/compare.png\n")
+        with pytest.raises(SystemExit):
+            report_min.main([*folders, "--out", "runs"])
+        assert "--out: got 'runs', wanted a name that ends in .png" in capsys.readouterr().err
         report_min.main([*folders, "--out", "here.svg"])
         assert {path.name for path in tmp_path.iterdir()} == {"runs", "here.svg"}
         with pytest.raises(OSError, match="nowhere"):

@@ -218,6 +218,7 @@ class TestTableA:
     def test_an_arm_s_learning_rate_is_its_best(self, inside, tmp_path):
         def tried(job, lr, f):
             run = {"job": dataclasses.asdict(job), "result": {"lr": lr, "f": f}}
+            run |= dict.fromkeys(("seconds", "machine", "date"), "")
             (tmp_path / f"rate-{job.name}-{lr}.json").write_text(json.dumps(run))
 
         job = rm.Job("scratch", "finetune", "x", "scratch")
@@ -273,13 +274,14 @@ class TestTableA:
         assert seen["train"] == {f"img_{n}" for n in range(1, 18)}
         assert seen["test"] <= {f"img_{n}" for n in (801, 802, 803)}
 
-    def test_a_damaged_run_is_named(self, inside, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"job": {}}'])
+    def test_a_damaged_run_is_named(self, content, inside, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         folder = tmp_path / "runs/reproduce/smoke"
         folder.mkdir(parents=True)
         for path in inside.glob("*.json"):
             (folder / path.name).write_text(path.read_text())
-        (folder / "a-2-scratch-0.json").write_text("{")
+        (folder / "a-2-scratch-0.json").write_text(content)
         with pytest.raises(SystemExit, match=r"error: .*a-2-scratch-0\.json: not a run's JSON"):
             rm.main(["a", "--scale", "smoke"])
 
