@@ -419,7 +419,7 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         counts, features = Counter(unreadable=len(batch.skipped)), None
         last = (batch.skipped or [last])[-1]
         if len(batch.images) > 1:  # pictures that cannot be decoded may leave nothing to compare
-            position = turn * world() + rank()
+            position = turn * world() + rank()  # of the piece among all, see held_keys in fit
             generator.manual_seed(seed_of(seed, position))
             images = batch.images.to(device)
             ids, targets = vlpt.mask_one_char(batch.ids, generator)
@@ -530,8 +530,8 @@ def training_batches(
     Raises: ValueError if more than BROKEN of the pictures are unreadable; see `make_loader`.
     """
     part, unread = args.batch // world(), 0
-    first = [step * args.batch + rank() * part for step in range(args.samples // args.batch)]
-    keys = [range(k, k + part) for k in first[done:]]
+    starts = [step * args.batch + rank() * part for step in range(args.samples // args.batch)]
+    keys = [range(k, k + part) for k in starts[done:]]
     batches = make_loader(data, keys, args.workers, train=True)
     for seen, batch in zip(range(part, part * len(keys) + 1, part), batches, strict=True):
         unread += len(batch.skipped)

@@ -377,7 +377,7 @@ def detect(
     scores = model(vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last))[0]
     scores = scores[:, : size[1], : size[0]].sigmoid().cpu().numpy()
     labels = expand((scores > 0.5) & (scores[0] > 0.5))
-    polygons, means = outline(labels, scores[0], settings["curved"], settings["score"], 10)
+    polygons, means = outline(labels, scores[0], settings["curved"], settings["score"], area=10)
     stretch = np.divide(image.size, size)
     return [
         ((p + 0.5) * stretch - 0.5).clip(0, np.subtract(image.size, 1)) for p in polygons

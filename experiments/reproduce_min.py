@@ -219,6 +219,15 @@ class Job:
     samples: int | None = None  # finetune: crops, None for the task's
 
 
+class Place(NamedTuple):
+    """A row of table a."""
+
+    label: str
+    key: str  # in the names of its jobs
+    subset: int | None = None
+    samples: int | None = None
+
+
 def list_jobs(table: str, scale: Scale) -> list[Job]:
     """What a table needs, in order: both arms of a seed follow each other."""
     jobs = [Job("pre-all", "pretrain", "all", stages="stages")]
@@ -228,16 +237,14 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
             name, label = f"rate-{arm}-{lr}", f"lr {lr}"
             jobs.append(Job(name, "rate", label, arm, 100, ARMS[arm], subset=scale.part, lr=lr))
     if table == "a":
-        places: list[tuple[str, str, int | None, int | None]] = [
-            (f"{n or 'all'} photographs", str(n or "all"), n, None) for n in scale.subsets
-        ]
+        places = [Place(f"{n or 'all'} photographs", str(n or "all"), n) for n in scale.subsets]
         if scale.part:
             n, long = scale.part, 2 * scale.task.samples
-            places.append((f"{n} photographs, {long} crops", f"{n}-long", n, long))
+            places.append(Place(f"{n} photographs, {long} crops", f"{n}-long", n, long))
         if scale.rendered:
             few = scale.rendered.samples // 3
-            places.append(("rendered pictures", "rendered", None, None))
-            places.append((f"rendered pictures, {few} crops", "rendered-few", None, few))
+            places.append(Place("rendered pictures", "rendered"))
+            places.append(Place(f"rendered pictures, {few} crops", "rendered-few", None, few))
             for (_, key, _, samples), lr, arm in product(places[-2:], scale.rates, ARMS):
                 name = f"rate-{key}-{arm}-{lr}"
                 jobs.append(Job(name, "rate", f"lr {lr}", arm, 100, ARMS[arm], lr=lr,
