@@ -686,10 +686,19 @@ def readme_lines(results: dict[str, Any]) -> list[str]:
     return [*lines, "", line]
 
 
+def headline(results: dict[str, Any]) -> str:
+    """README's first table: pre-trained (from scratch) for each number of photographs."""
+    rows = [row["values"] for row in results["tables"]["a"] if row["label"].endswith("photographs")]
+    means = [[np.mean(list(row[arm].values())) for arm in ARMS] for row in rows]
+    return " / ".join(f"{trained:.1f} ({scratch:.1f})" for scratch, trained in means)
+
+
 def check_readme() -> None:
-    """Stop unless README's table between its two marks is that of results.json."""
-    wanted = readme_lines(json.loads(RESULTS.read_text()))
-    text = (ROOT / "README.md").read_text()
+    """Stop unless README's tables, also that between its two marks, are those of results.json."""
+    results = json.loads(RESULTS.read_text())
+    wanted, text = readme_lines(results), (ROOT / "README.md").read_text()
+    if f"| {headline(results)}, " not in text:
+        raise ValueError(f"README.md: its first table lacks {RESULTS.name}'s {headline(results)}")
     _, found, rest = text.partition("<!-- results -->\n")
     got = rest.partition("<!-- /results -->")[0].strip().splitlines()
     if not found or got != wanted:

@@ -377,13 +377,17 @@ class TestReadme:
 
     def test_another_number_is_noticed(self, tmp_path, monkeypatch):
         results = json.loads(rm.RESULTS.read_text())
-        for row in results["tables"]["a"]:
-            for values in row["values"].values():
-                values.update({seed: value + 1 for seed, value in values.items()})
-        (tmp_path / "results.json").write_text(json.dumps(results))
+        rows = [row for table in "abc" for row in results["tables"][table]]
+        rows += results["tables"]["d"][-2:]
         monkeypatch.setattr(rm, "RESULTS", tmp_path / "results.json")
-        with pytest.raises(SystemExit, match=r"README\.md: its table is not that of results\.json"):
-            rm.main(["check-readme"])
+        for values in (values for row in rows for values in row["values"].values()):
+            held = dict(values)
+            values.update({seed: value + 1 for seed, value in values.items()})
+            (tmp_path / "results.json").write_text(json.dumps(results))
+            told = r"README\.md: its (first table lacks|table is not that of) results\.json"
+            with pytest.raises(SystemExit, match=told):
+                rm.main(["check-readme"])
+            values.update(held)
 
     def test_is_that_of_the_scale_that_was_run(self):
         results = json.loads(rm.RESULTS.read_text())
