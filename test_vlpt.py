@@ -1008,9 +1008,9 @@ class TestStep9Export:
     @pytest.mark.parametrize(
         ("path", "layout", "message"),
         [("b.pt", "keras", "layout: got 'keras', wanted native, timm, or mmocr"),
-         ("b.bin", "native", r"path: got .*b\.bin, wanted other \.pt or \.safetensors"),
+         ("b.bin", "native", r"path: got .*b\.bin, wanted other \.pt, \.safetensors"),
          ("checkpoint.pt", "native", r"path: got .*checkpoint\.pt, wanted other \.pt"),
-         ("none/b.pt", "native", r"path: got .*none/b\.pt, wanted .* in a folder that exists")],
+         ("none/b.pt", "native", r"path: got .*none/b\.pt, wanted .* in an existing folder")],
     )  # fmt: skip
     def test_bad_arguments_are_named_and_write_nothing(self, tmp_path, path, layout, message):
         with pytest.raises(ValueError, match=message):
@@ -1272,8 +1272,8 @@ class TestCommandLine:
          ("other.pt b.pt", r"other\.pt: not a checkpoint of train_min\.py"),
          ("cut.pt b.pt", r"cut\.pt: not a readable checkpoint"),
          ("odd.pt b.pt", r"odd\.pt: not a readable checkpoint"),
-         ("run b.bin", r"path: got b\.bin, wanted \.pt or \.safetensors"),
-         ("run no/b.pt", r"path: got no/b\.pt, wanted .* in a folder that exists"),
+         ("run b.bin", r"path: got b\.bin, wanted other \.pt, \.safetensors"),
+         ("run no/b.pt", r"path: got no/b\.pt, wanted .* in an existing folder"),
          ("run b.pt --layout mmocr", "layout: got 'mmocr', wanted native, timm, or"),
          ("run b.safetensors", "safetensors"), ("b.safetensors b.pt", "safetensors")],
     )  # fmt: skip

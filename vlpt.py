@@ -492,7 +492,7 @@ def export_backbone(model: VLPT | Backbone, path: str | Path, layout: str = "nat
         raise ValueError(f"layout: got {layout!r}, wanted native, timm, or mmocr for a clip_resnet")
     runs_own = path.name.startswith("checkpoint.")  # would be lost
     if runs_own or path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
-        raise ValueError(f"path: got {path}, wanted other .pt or .safetensors in a known folder")
+        raise ValueError(f"path: got {path}, wanted other .pt, .safetensors in an existing folder")
     keys = layout_keys(backbone, layout)
     state = {keys[k]: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
     notes |= {"backbone": backbone.name, "layout": layout, "vlpt_version": __version__}

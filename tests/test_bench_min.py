@@ -69,7 +69,7 @@ class TestData:
             bench_min.main(["data", "--data", "jsonl:nowhere"])
         with pytest.raises(SystemExit):
             bench_min.main(["data", "--pictures", "4", "--batch", "4"])
-        assert "--pictures must be more than one --batch" in capsys.readouterr().err
+        assert "--pictures must be above --batch" in capsys.readouterr().err
 
 
 TINY = argparse.Namespace(preset="tiny", batch=4, repeats=1, device="cpu", bf16=False)
