@@ -43,6 +43,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -630,7 +631,8 @@ def plot(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
                 name = arm if grouped and not x else None
                 axes.bar(at, np.mean(numbers), 0.3, color=color, alpha=0.5, label=name)
                 axes.plot([at] * len(numbers), numbers, "o", color=color)
-    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    labels = [textwrap.fill(row["label"], 16) for row in rows]
+    axes.set_xticks(np.arange(len(rows)) + (0.175 if grouped else 0), labels, fontsize=8)
     axes.set_title(TABLES[table], fontsize=10)
     if grouped and arms:
         axes.legend()
