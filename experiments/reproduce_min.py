@@ -691,8 +691,8 @@ def readme_lines(results: dict[str, Any]) -> list[str]:
 def headline(results: dict[str, Any]) -> str:
     """README's first table: pre-trained (from scratch) for each number of photographs."""
     rows = [row["values"] for row in results["tables"]["a"] if row["label"].endswith("photographs")]
-    means = [[np.mean(list(row[arm].values())) for arm in ARMS] for row in rows]
-    return " / ".join(f"{trained:.1f} ({scratch:.1f})" for scratch, trained in means)
+    means = [[spread(row.get(arm, {})).split(" ±")[0] for arm in ARMS] for row in rows]
+    return " / ".join(f"{trained} ({scratch})" for scratch, trained in means)
 
 
 def check_readme() -> None:
