@@ -703,6 +703,10 @@ class TestStep6CharLoss:
         targets[:, 0] = 3
         close(vlpt.char_loss(torch.full((B, 25, 3, V), 0.5).double(), targets), math.log(V))
 
+    def test_targets_may_be_on_another_device(self):
+        loss = vlpt.char_loss(torch.zeros(2, 4, 3, 7, device="meta"), torch.zeros(2, 4, 3).long())
+        assert loss.device.type == "meta" and loss.shape == ()
+
     def test_is_zero_with_zero_gradient_where_nothing_is_masked(self):
         logits = randn(0, 2, 4, 3, 7).requires_grad_()
         loss = vlpt.char_loss(logits, torch.full((2, 4, 3), IGNORE))

@@ -28,14 +28,14 @@ T text width, D joint width. Ids, targets, logits and attention keep the order (
     8 L = L_cls + L_bc                        total_loss               TestStep8Total
     9 only the backbone leaves                export_backbone          TestStep9Export
 
-Deviations from the released code, which differs from the paper; marked where they happen:
+Where this differs from the released code; each place is marked by its number:
     D1 a word's feature is the mean over its characters; released: the state at its end token.
     D2 each of the L characters is a decoder query; released: one query a word.
     D3 the contrastive loss is the sum of both directions; released: half of it.
-    D4 empty word slots count nowhere; released: they enter the mean over all 32 slots.
+    D4 empty word slots count nowhere; released: the mean is over its 32 slots, empty or not.
     D5 a character sees its whole word; released: a causal mask.
     D6 exp(log_scale) is capped at 100; released: the cap is commented out.
-    D7 gradients pass between processes; released: gathered features carry none.
+    D7 gradients pass between processes (`own`); released: gathered features carry none.
 """
 
 import argparse
@@ -107,7 +107,7 @@ class Config:
     decoder_heads: int = 8
     text_encoder: str = "character"  # "sentence": all words as one sequence (ablation)
     decoder: str = "visual_textual"  # "none": the head reads te + global feature (ablation)
-    contrastive: bool = True  # False: L = L_cls (ablation)
+    contrastive: bool = True  # for the caller of total_loss; False: L = L_cls (ablation)
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
@@ -207,7 +207,7 @@ def build_backbone(name: str, **size: Any) -> Backbone:
     if name not in (*plain, *clip):
         raise ValueError(f"backbone: got {name!r}, wanted one of {', '.join((*plain, *clip))}")
     if size.keys() not in ([{"layers"}, {"layers", "width"}] if name == "clip_resnet" else [set()]):
-        raise ValueError(f"backbone_size: got {size}, wanted layers, width for 'clip_resnet' only")
+        raise ValueError(f"backbone_size: got {size}, wanted layers, width, for clip_resnet alone")
     if name in clip:
         return Backbone(name, *clip_resnet(**(size or {"layers": clip[name]})))
     *children, _, (_, fc) = torchvision.models.get_model(name, weights=None).named_children()
@@ -215,7 +215,7 @@ def build_backbone(name: str, **size: Any) -> Backbone:
 
 
 class Attention(nn.Module):
-    """Multi-head scaled-dot-product attention with CLIP's parameter names."""
+    """Multi-head scaled-dot-product attention, named as CLIP's attention pool."""
 
     def __init__(self, width: int, heads: int, outputs: int | None = None) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class AttentionPool(Attention):
 
 
 class Layer(nn.Module):
-    """Attention and MLP with CLIP's GELU; as released, `decode` normalises after attention."""
+    """Attention, MLP, CLIP's GELU; as released, `encode` normalises before and `decode` after."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ class TextEncoder(nn.Module):
         return F.embedding(ids, self.character) + self.position[: ids.shape[1], : ids.shape[2]]
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Encode (B, L, N) ids as (B, L, N, D), zero at pads, which are never attended to."""
+        """Encode (B, L, N) ids as (B, L, N, D), zero at pads; no character attends to a pad."""
         B, L, N = ids.shape
         first, last = (1, 2) if self.sentence else (0, 1)
         x = self.embed(ids).transpose(1, 2).flatten(first, last)  # (B*N, L, T), or (B, N*L, T)
@@ -343,7 +343,7 @@ class VisualTextualDecoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, local: Tensor, size: torch.Size, maps: bool = False) -> Tensor:
-        """Queries (B, Q, D) read h*w = S tokens: (B, Q, D); `maps`: last weights, (B, Q, S)."""
+        """Queries (B, Q, D) read tokens (B, S, D), h*w = `size`; maps: last weights, (B, Q, S)."""
         key = local + resize_table(self.position, self.grid, size)  # values go without position
         for layer in self.layers:
             before, query = query, layer.decode(query, key, local)
@@ -361,14 +361,14 @@ class Output(NamedTuple):
 
 def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """L_cls (step 6): mean cross-entropy of logits (B, L, N, V) at the masked positions, where
-    targets (B, L, N) hold the hidden ids; elsewhere they are IGNORE.
+    targets (B, L, N), of any device, hold the hidden ids; elsewhere they are IGNORE.
 
     Returns: () nats, >= 0, ln V at chance; 0, with zero gradient, where nothing is masked.
     Raises: ValueError if the shapes differ.
     """
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets: got {tuple(targets.shape)}, wanted {tuple(logits.shape[:-1])}")
-    rows, wanted = logits.flatten(0, 2), targets.flatten()
+    rows, wanted = logits.flatten(0, 2), targets.flatten().to(logits.device)
     total = F.cross_entropy(rows, wanted, ignore_index=IGNORE, reduction="sum")
     return total / (wanted != IGNORE).sum().clamp(min=1)
 
@@ -378,19 +378,19 @@ def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
     """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
 
     Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
-        log_scale, ln(1/temperature), exp capped at 100 (D6); own, rows to sum over: one process's.
-    Returns: () nats, >= 0, 2 ln B at chance; 0 for fewer than two images with words.
+        log_scale, ln(1/temperature), exp capped at 100 (D6); own, a process's rows, for its share.
+    Returns: () nats, >= 0, 2 ln B at chance, B with words; 0 for fewer than two; shares add up.
     Raises: ValueError if the shapes differ.
     """
     if image.shape != text.shape:
         raise ValueError(f"text: got {tuple(text.shape)}, wanted {tuple(image.shape)}, as image")
     worded = text.ne(0).any(1)
-    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # own rows' targets, among the worded: D7
+    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # D7: places of own rows among the worded
     image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
-    scale = log_scale.exp().clamp(max=100)  # D6: no gradient above
-    i2t, t2i = scale * image[pairs] @ text.T, scale * text[pairs] @ image.T
-    both = [F.cross_entropy(rows, pairs, reduction="sum") for rows in (i2t, t2i)]
-    return (both[0] + both[1]) / max(1, len(image))  # D3
+    scale = log_scale.exp().clamp(max=100)  # D6; no gradient above, so the trainer caps it too
+    i2t = F.cross_entropy(scale * image[pairs] @ text.T, pairs, reduction="sum")
+    t2i = F.cross_entropy(scale * text[pairs] @ image.T, pairs, reduction="sum")
+    return (i2t + t2i) / max(1, len(image))  # D3
 
 
 def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:
@@ -415,7 +415,7 @@ class VLPT(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> Output:
         """Steps 1, 2, 3, 5 on normalised images (B, 3, H, W), sides multiples of 32, and masked ids
-        (B, L, N), on any device; else ValueError. `masked_only`: logits at MASK, all L_cls reads.
+        (B, L, N), of any device; other shapes: ValueError. `masked_only`: logits at MASK alone.
         """
         self._check(images, ids, masked_only)
         filled = (ids != PAD).any(0)  # L, N from here: up to the last filled slot; the rest is 0
@@ -425,12 +425,12 @@ class VLPT(nn.Module):
         te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
         words = te.sum(1) / valid.sum(1).clamp(min=1).unsqueeze(-1)  # D1: (B, N, D)
         text = words.sum(1) / valid.any(1).sum(1, keepdim=True).clamp(min=1)  # D4
-        if masked_only:  # te and valid: of the MASK alone, one query a word, (B, 1, N, D)
+        if masked_only:  # only MASK's query, (B, 1, N, D): queries do not see each other
             valid = used == MASK
             te = (te * valid.unsqueeze(-1)).sum(1, keepdim=True)
         query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N or N, D)
         y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
-        logits = self.head(y).unflatten(1, (-1, N)) * valid[..., None]  # 1 or L queries to L
+        logits = self.head(y).unflatten(1, (-1, N)) * valid[..., None]  # one query to L, too
         logits = F.pad(logits, (0, 0, 0, ids.shape[2] - N, 0, ids.shape[1] - L))
         return Output(image, text, logits, self.log_scale)
 
@@ -439,7 +439,7 @@ class VLPT(nn.Module):
         """Where image and characters look, mean over heads; call eval() first; errors: `forward`'s.
 
         Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
-            N, h, w), times such weights of the pool, which mix places. Each sums to 1, pads' too.
+            N, h, w), seen through the pool, which mixes places. Each sums to 1, pads' too.
         """
         self._check(images, ids)
         if self.decoder is None:
@@ -461,7 +461,7 @@ class VLPT(nn.Module):
             raise ValueError("ids: got a word with two MASK, wanted at most one for masked_only")
 
 
-LAYOUTS = {  # CLIP's stem, and where others keep it
+LAYOUTS = {  # the stem's names in CLIP, MMOCR's CLIPResNet and timm's resnetaa50d
     "native": ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
     "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
     "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")}  # fmt: skip
@@ -490,7 +490,7 @@ def export_backbone(model: VLPT | Backbone, path: str | Path, layout: str = "nat
     path, backbone = Path(path), model.backbone if isinstance(model, VLPT) else model
     if layout not in LAYOUTS or (layout == "mmocr" and "conv3" not in backbone):
         raise ValueError(f"layout: got {layout!r}, wanted native, timm, or mmocr for a clip_resnet")
-    runs_own = path.name.startswith("checkpoint.")  # would be lost
+    runs_own = path.name.startswith("checkpoint.")  # would be overwritten
     if runs_own or path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
         raise ValueError(f"path: got {path}, wanted other .pt, .safetensors in an existing folder")
     keys = layout_keys(backbone, layout)
@@ -521,8 +521,8 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     Raises: OSError; ValueError for a damaged file or other than exactly the backbone's tensors.
     """
     backbone, state = build_backbone(name, **size), read_tensors(source, "visual.", "backbone.", "")
-    names = [{v: k for k, v in layout_keys(backbone, layout).items()} for layout in LAYOUTS]
-    native = max(names, key=lambda keys: len(state.keys() & keys.keys()))
+    maps = [{v: k for k, v in layout_keys(backbone, layout).items()} for layout in LAYOUTS]
+    native = max(maps, key=lambda names: len(state.keys() & names.keys()))  # the best layout
     state = {native.get(k, k): v for k, v in state.items() if not k.startswith("attnpool.")}
     try:
         backbone.load_state_dict(state)
