@@ -71,10 +71,10 @@ PRESETS = {  # the model, the pictures that `--data synth` draws for it, its lea
 }
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "clip_resnet50", "clip_resnet101")
 FREE = {"name", "resume", "overwrite", "replay", "workers", "device", "tensorboard",
-        "skip_nonfinite"}  # fmt: skip  # may be given anew for a run that goes on
-BROKEN = 0.1  # largest share of training pictures that may be unreadable, and replaced
-TRIES = 8  # pictures in a row
-LOG_CAP = math.log(100) - 1e-6  # of log_scale; float32's exp of it is below 100, so it can return
+        "skip_nonfinite"}  # fmt: skip  # may be given anew with --resume or --replay
+BROKEN = 0.1  # largest share of training pictures that may be unreadable, and replaced; 10 always
+TRIES = 8  # pictures in a row that are tried for one place in a batch
+LOG_CAP = math.log(100) - 1e-6  # of log_scale, just where the loss still has a gradient (D6)
 
 # ------------------------------------------------------------------------------------- options
 
@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of its words that each training picture keeps, at least one")  # fmt: skip
     add = parser.add_argument_group("training").add_argument
     add("--samples", type=number(int, 2), default=60_000,
-        help="pictures to train on, repeats included")  # fmt: skip
+        help="pictures to train on, repeats included, as whole batches")  # fmt: skip
     add("--batch", type=number(int, 2), default=64,
         help="pictures a step, in all processes together")  # fmt: skip
     add("--accumulate", type=number(int, 1), default=1, metavar="K",
@@ -171,9 +171,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.replay or args.resume:
         if args.replay and "name" not in given:
             args.name = f"{args.replay.resolve().name}-replay"
-        earlier = read_run(args.replay or Path("runs") / args.name)
+        earlier = read_run(args.replay or Path("runs") / args.name)["args"]
         differ = [
-            f"--{key.replace('_', '-')}: got {given[key]!r}, wanted {earlier[key]!r} as there"
+            f"--{key.replace('_', '-')}: got {given[key]!r}, wanted "
+            + ("it left out, as there" if earlier[key] is None else f"{earlier[key]!r} as there")
             for key in given.keys() & earlier.keys() - FREE
             if given[key] != earlier[key]
         ]
@@ -243,11 +244,17 @@ def processes(args: argparse.Namespace) -> Iterator[torch.device]:
     device = torch.device("cpu")
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= (count := torch.cuda.device_count()):
+            raise ValueError(f"--nproc-per-node: got more than the {count} GPUs of this machine")
         torch.cuda.set_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     if args.batch % world():
         raise ValueError(f"--batch: got {args.batch}, wanted a multiple of {world()} processes")
+    if args.resume or args.replay:
+        count = read_run(args.replay or Path("runs") / args.name)["processes"]
+        if count != world():  # they would draw other masks
+            raise ValueError(f"torchrun: got {world()} processes, wanted {count} as in that run")
     yield device
     if dist.is_initialized():  # not after an error: the others may never come to the end
         dist.destroy_process_group()
@@ -260,7 +267,8 @@ class Nonfinite(FloatingPointError):
     """A loss or gradient is infinite or undefined; `terms` are the step's numbers."""
 
     def __init__(self, terms: dict[str, float]) -> None:
-        super().__init__(", ".join(f"{key} {value:.4g}" for key, value in terms.items()))
+        told = ", ".join(f"{key} {value:.4g}" for key, value in terms.items())
+        super().__init__(f"a loss or gradient is not finite: {told}")
         self.terms = terms
 
 
@@ -274,15 +282,15 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 
 
 def lr_at(step: int, steps: int, warmup: int) -> float:
-    """Part of the largest learning rate at a step: linear warm-up, then a cosine to zero."""
+    """Part of --lr at step 0, 1, ...: a linear warm-up times a cosine from 1 to 0 at `steps`."""
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def seed_of(*key: int) -> int:
-    """A seed from the run's seed, a step, a process.
+    """A seed from the run's seed and a step and process, or a piece of an evaluation.
 
-    Zeros at the end do not count, so evaluation's piece k draws as step k of the first process
-    does, on other pictures.
+    Zeros at the end do not count: an evaluation's piece k draws as the first process's step k,
+    on other pictures.
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -307,7 +315,7 @@ def contrastive_part(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def whole_backward(model: nn.Module, images: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-    """Gradients of L = L_cls + L_bc over the pictures of all processes, each with its own part.
+    """Gradients of L = L_cls + L_bc over the pictures of all processes; each adds its part of L.
 
     DistributedDataParallel takes the mean over W processes of what is a sum, hence the factor W.
     Returns: this process's part of (L_cls, L_bc, characters read right), (3,).
@@ -333,24 +341,25 @@ def cached_backward(
     are those of a piece, the same in both passes.
     """
     net, total = bare(model), over_all((targets != vlpt.IGNORE).sum())
-    parts = [*zip(*(x.chunk(pieces) for x in (images, ids, targets)), strict=True)]
+    parts = list(zip(images.chunk(pieces), ids.chunk(pieces), targets.chunk(pieces), strict=True))
     contrastive, pulls = torch.zeros_like(net.log_scale), None
     if net.config.contrastive:
         running = [buffer.clone() for buffer in net.buffers()]
         with torch.no_grad():
-            first = [run_model(net, *part[:2]) for part in parts]
+            first = [run_model(net, *part[:2])[:2] for part in parts]  # image, text
         for buffer, value in zip(net.buffers(), running, strict=True):
             buffer.copy_(value)
-        features = [torch.cat([o.image for o in first]), torch.cat([o.text for o in first])]
+        features = [torch.cat(pieces_of_it) for pieces_of_it in zip(*first, strict=True)]
         leaves = [x.detach().requires_grad_() for x in (*features, net.log_scale)]
         contrastive = contrastive_part(*leaves)
         pulls = torch.autograd.grad(contrastive, leaves)
     char, right = torch.zeros_like(contrastive), torch.zeros_like(contrastive)
     done = 0
     for part in parts:
-        here = slice(done, done := done + len(part[0]))
-        several = isinstance(model, DistributedDataParallel) and done < len(images)
-        with model.no_sync() if several else nullcontext():  # type: ignore[operator]  # of DDP
+        here = slice(done, done + len(part[0]))
+        done = here.stop
+        wait = isinstance(model, DistributedDataParallel) and done < len(images)  # for the last
+        with model.no_sync() if wait else nullcontext():  # type: ignore[operator]  # of DDP
             output = run_model(model, *part[:2])
             loss = char_part(output.logits, part[2], total)
             char += loss.detach()
@@ -388,9 +397,9 @@ def train_step(
     else:
         sums = cached_backward(model, images, ids, targets, accumulate)
     norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    masked, scale = (targets != vlpt.IGNORE).sum(), net.log_scale.detach().exp()
-    sums = over_all(torch.cat([sums, masked[None]]))
-    char, contrastive, right, masked, norm, scale = torch.stack([*sums, norm, scale]).tolist()
+    sums = over_all(torch.cat([sums, (targets != vlpt.IGNORE).sum()[None]]))
+    numbers = torch.stack([*sums, norm, net.log_scale.detach().exp()]).tolist()  # one copy
+    char, contrastive, right, masked, norm, scale = numbers
     terms = {"char": char, "contrastive": contrastive, "scale": scale,
              "acc": right / max(1, masked), "norm": norm}  # fmt: skip
     if not all(map(math.isfinite, terms.values())):
@@ -408,17 +417,21 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     """Masked-character accuracy with the right and with another picture, retrieval at 1.
 
     Under torchrun `batches` are every W-th of the held-out ones; the result is that of them all.
+    A picture that is alone in its batch, as others cannot be read, has nothing to be compared with
+    and counts as unreadable.
     """
-    net, found, last = bare(model), [], "none was there"
+    net, found, reason = bare(model), [], "none was there"
     net.eval()
-    if dist.is_initialized():  # on CPUs each has statistics of its own; the first's are saved
+    if dist.is_initialized():  # on CPUs their batch statistics differ; the first's are saved
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)
     device, generator = net.log_scale.device, torch.Generator()
     for turn, batch in enumerate(batches):
-        counts, features = Counter(unreadable=len(batch.skipped)), None
-        last = (batch.skipped or [last])[-1]
-        if len(batch.images) > 1:  # pictures that cannot be decoded may leave nothing to compare
+        counts, feature = Counter(unreadable=len(batch.skipped)), None
+        reason = (batch.skipped or [reason])[-1]
+        if len(batch.images) == 1:
+            counts["unreadable"] += 1
+        if len(batch.images) > 1:
             position = turn * world() + rank()  # of the piece among all, see held_keys in fit
             generator.manual_seed(seed_of(seed, position))
             images = batch.images.to(device)
@@ -430,19 +443,20 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
             counts["right"] = int((output.logits.argmax(-1) == targets)[where].sum())
             counts["other"] = int((swapped.logits.argmax(-1) == targets)[where].sum())
             counts["masked"] = int(where.sum())
-            features = position, output.image.cpu(), output.text.cpu()
-        found.append((counts, features))
+            feature = position, output.image.cpu(), output.text.cpu()
+        found.append((counts, feature))
     net.train()
     everywhere: list[Any] = [found]
     if dist.is_initialized():
         everywhere = [None] * world()
         dist.all_gather_object(everywhere, found)
     counts = sum((count for count, _ in chain(*everywhere)), Counter())
-    held = sorted((f for _, f in chain(*everywhere) if f), key=lambda f: f[0])
+    held = sorted((f for _, f in chain(*everywhere) if f), key=lambda f: f[0])  # by position
     masked, right, other = (counts[key] for key in ("masked", "right", "other"))
     if not masked:
-        raise ValueError(f"no held-out picture can be read; {last}")
-    image, text = (nn.functional.normalize(torch.cat([f[k] for f in held]), dim=1) for k in (1, 2))
+        raise ValueError(f"no two held-out pictures of a batch can be read; {reason}")
+    _, *features = zip(*held, strict=True)
+    image, text = (nn.functional.normalize(torch.cat(rows), dim=1) for rows in features)
     nearest, own = (image @ text.T), torch.arange(len(image))
     return {"acc_right": right / masked, "acc_other": other / masked,
             "gain": (right - other) / masked,
@@ -486,15 +500,17 @@ def make_loader(
     """Batches of these keys; in training a picture that cannot be read is replaced.
 
     Raises: RuntimeError that begins with "DataLoader worker" if one dies, here or wherever the
-        process is when torch hears of it.
+        process is when torch hears of it; OSError from the data.
     """
     try:
         yield from DataLoader(
             Unbroken(data) if train else data, batch_sampler=batches, num_workers=workers,
             collate_fn=collate if train else data_stub.collate, worker_init_fn=calm,
             pin_memory=torch.cuda.is_initialized())  # fmt: skip
-    except (EOFError, OSError) as error:  # its last batch was under way
-        raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}.") from None
+    except (EOFError, OSError) as error:
+        if not workers or str(error).startswith("Caught"):  # so torch begins what a worker raised
+            raise OSError(str(error).strip().split("\n")[-1]) from None
+        raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None  # with half a batch
 
 
 def open_data(
@@ -505,11 +521,12 @@ def open_data(
     for split, count in (("train", args.samples), ("heldout", args.eval)):
         size = config.image_size
         source = data_stub.open_source(args.data, split, size, count, args.seed, scene)
-        chosen: tuple[Any, ...] = ()
-        if split == "train":  # rendered pictures are varied enough
-            chosen = args.subset, args.annotated, args.data != "synth"
+        chosen: dict[str, Any] = {}
+        if split == "train":
+            chosen = {"subset": args.subset, "annotated": args.annotated,
+                      "augment": args.data != "synth"}  # fmt: skip  # rendered ones vary enough
         alphabet = vlpt.Alphabet(config.alphabet)
-        half = data_stub.Pretraining(source, alphabet, size, args.seed, *chosen)
+        half = data_stub.Pretraining(source, alphabet, size, args.seed, **chosen)
         notes = "; ".join(f"{count:,} {what}" for what, count in half.notes.items())
         pictures = f"{len(half.indices):,} pictures of {args.data}"
         told.append(f"{pictures}; left out or cut: {notes or 'nothing'}")
@@ -527,16 +544,19 @@ def training_batches(
 ) -> Iterator[data_stub.Batch]:
     """This process's part of every batch after step `done`.
 
-    Raises: ValueError if more than BROKEN of the pictures are unreadable; see `make_loader`.
+    Raises: ValueError if more than BROKEN of the pictures (and more than 10) are unreadable, or
+        TRIES in a row; see `make_loader`.
     """
     part, unread = args.batch // world(), 0
     starts = [step * args.batch + rank() * part for step in range(args.samples // args.batch)]
     keys = [range(k, k + part) for k in starts[done:]]
     batches = make_loader(data, keys, args.workers, train=True)
-    for seen, batch in zip(range(part, part * len(keys) + 1, part), batches, strict=True):
-        unread += len(batch.skipped)
+    for count, batch in enumerate(batches, 1):
+        unread, seen = unread + len(batch.skipped), count * part
+        told = f"{unread} pictures cannot be read, {seen} wanted, at most {BROKEN:.0%} may"
+        if len(batch.images) < part:
+            told = f"{TRIES} pictures in a row cannot be read"
         if len(batch.images) < part or unread > max(10, BROKEN * seen):
-            told = f"{unread} pictures cannot be read, {seen} wanted, at most {BROKEN:.0%} may"
             raise ValueError(f"{args.data}: {told}; {batch.skipped[-1]}")
         yield batch
 
@@ -565,14 +585,16 @@ def fit(
     done, state = 0, dict[str, Any]()
     if args.resume:
         done, state = restore(out, args.resume, model, optimizer)
-        say(f"resumed after {done * args.batch:,} pictures")
+        say(f"resumed after {done * args.batch:,} pictures" if done else "no checkpoint yet: anew")
     chance = math.log(len(train.alphabet)), 2 * math.log(args.batch)
     log = Log(chance, out, args.tensorboard, done * args.batch, state)
     whole, steps = distribute(model), args.samples // args.batch
-    if done == steps and rank() == 0 and not log.evaluations:
-        raise ValueError(f"{out}/log.jsonl: got no evaluation, wanted those of the finished run")
+    if done == steps and rank() == 0:  # nothing is left to do but to tell its result
+        if not log.evaluations or log.evaluations[-1]["samples"] != steps * args.batch:
+            told = "got no evaluation after the last step; --resume previous takes the last steps"
+            raise ValueError(f"{out}/log.jsonl: {told} once more, if that checkpoint is there")
     count = min(args.eval, len(heldout.indices))
-    pieces = max(1, count // min(args.batch, 64))  # small enough to fit, the same for any W
+    pieces = max(1, count // min(args.batch, 64))  # of 64 to 127 pictures, the same for any W
     held_keys = np.array_split(np.arange(count), pieces)[rank() :: world()]  # this process's
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, unit="picture", leave=False,
                disable=True if rank() else None)  # fmt: skip
@@ -594,6 +616,7 @@ def fit(
                     told += f", i2t {log.evaluations[-1]['i2t']:.2f}"
                 bar.set_postfix_str(told)
             except Nonfinite as error:
+                log.share()  # which pictures were replaced; every process comes here
                 pictures = [train.index(k) for k in range(samples - args.batch, samples)]
                 log.blame(samples, error.terms, [train.source.name(index) for index in pictures])
                 if log.nonfinite > args.skip_nonfinite:
@@ -610,7 +633,7 @@ def fit(
                     log.board.add_figure(
                         "attention", report_min.attention_figure(model, heldout), samples
                     )
-            stop = int(over_all(torch.tensor(sum(caught))))  # any signal stops all processes
+            stop = int(over_all(torch.tensor(len(caught))))  # any signal stops all processes
             if evaluated or stop:
                 save_checkpoint(out, model, optimizer, args, step, log)
             if stop and step < steps:
@@ -622,8 +645,8 @@ def fit(
 
 def run(args: argparse.Namespace, device: torch.device) -> None:
     """Everything from the options to the RESULT line."""
-    for first in (True, False):  # the first process indexes SynthText, then the others read that
-        if first == (rank() == 0):
+    for turn in ("first", "others"):  # the first process indexes SynthText, the others read that
+        if turn == ("others" if rank() else "first"):
             config, scene = configure(args)
             (train, heldout), told = open_data(args, config, scene)
         if dist.is_initialized():
@@ -631,7 +654,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     for split, text in zip(("train", "heldout"), told, strict=True):
         say(f"{split}: {text}")
     saved = args.resume and any((Path("runs") / args.name).glob("checkpoint*.pt"))
-    backbone = load_init(args.init, config) if args.init and not saved else None
+    backbone = load_init(args.init, config) if args.init and not saved else None  # else `restore`
     torch.manual_seed(args.seed)
     model = vlpt.VLPT(config)
     if backbone is not None:
@@ -642,7 +665,8 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     model.to(device).to(memory_format=torch.channels_last)
     size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({threads} threads)"
-    where += f" in each of {world()} processes" * (world() > 1)
+    if world() > 1:
+        where += f" in each of {world()} processes"
     say(f"{where}, torch {torch.__version__}, seed {args.seed}, {size:,} parameters")
     out = open_folder(args)
     if rank() == 0 and not args.resume:
@@ -689,7 +713,8 @@ def main(argv: list[str] | None = None) -> None:
         with processes(args) as device:
             run(args, device)
     except FloatingPointError as error:
-        sys.exit(f"train_min.py: {place}error: {error}; a smaller --lr may help")
+        sys.exit(f"train_min.py: {place}error: {error}; nonfinite.json names its step and "
+                 "pictures; a smaller --lr may help, or --skip-nonfinite N")  # fmt: skip
     except torch.cuda.OutOfMemoryError:
         wanted = "a smaller --batch, --accumulate K or --recompute"
         sys.exit(f"train_min.py: {place}error: the GPU's memory is full; wanted {wanted}")
@@ -698,13 +723,13 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        told = str(error).split("\n")[0].strip()
-        sys.exit(f"train_min.py: {place}error: {told} --resume goes on from the last checkpoint")
+        told = str(error).split("\n")[0].strip().rstrip(".")
+        sys.exit(f"train_min.py: {place}error: {told}; --resume goes on from the last checkpoint")
     except Stopped as stop:
         print(f"train_min.py: {place}{stop}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        print("train_min.py: stopped before training or after it", file=sys.stderr)
+        print(f"train_min.py: {place}stopped, not while training", file=sys.stderr)
         sys.exit(130)
 
 

@@ -257,6 +257,7 @@ def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures:
     figure = Figure(figsize=(max(1.7 * most, 7), 2.2 * len(chosen) + 0.7), layout="constrained")
     grid = figure.subplots(len(chosen), most, squeeze=False)
     for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])  # or the layout measures them all, though they are hidden
         axes.axis("off")
     model.eval()
     for row, (pixels, ids), hide in zip(grid, chosen, known, strict=True):

@@ -128,14 +128,20 @@ class Stopped(Exception):
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """The signals that came, SIGINT or SIGTERM; the first one is noted, a second one kills."""
+    """The signals that came, SIGINT or SIGTERM; the first one is noted, a second one kills.
+
+    Not so under torchrun, which may repeat one and kills in the end.
+    """
     caught: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        if caught and not dist.is_initialized():  # torchrun may repeat one, and kills in the end
+        alone = not dist.is_initialized()
+        if caught and alone:
             os._exit(128 + number)
+        if not caught:
+            told = "; once more to stop at once" if alone else ""
+            print(f"stopping after this step{told}", file=sys.stderr)
         caught.append(number)
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -191,10 +197,11 @@ def write_facts(
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The options in a run's run.json."""
+    """A run's run.json, with its options and its number of processes."""
     path = folder / "run.json"
     try:
-        return dict(json.loads(path.read_text("utf-8"))["args"])
+        facts = json.loads(path.read_text("utf-8"))
+        return {"args": dict(facts["args"]), "processes": int(facts["processes"])}
     except FileNotFoundError:
         raise ValueError(f"{folder}: got no run.json there, wanted the folder of a run") from None
     except (ValueError, KeyError, TypeError):
@@ -225,7 +232,7 @@ def save_checkpoint(
     if rank() == 0:
         held = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "config": dataclasses.asdict(model.config), "args": kept_options(args),
-                "step": step, "processes": world(), "log": log.state()}  # fmt: skip
+                "step": step, "log": log.state()}  # fmt: skip
         buffer = io.BytesIO()  # torch writes to memory only, as it does not survive a full disk
         torch.save(held, buffer)
         damaged = args.resume == "previous"  # else it would take the good one's place
@@ -233,7 +240,7 @@ def save_checkpoint(
         write(out / "checkpoint.pt", buffer.getvalue(), keep=previous)
         args.resume = args.resume and "last"  # from now on checkpoint.pt is good
     if dist.is_initialized():
-        dist.barrier()  # a process that ends early makes torchrun end the others
+        dist.barrier()  # until it is written: one that ends early makes torchrun end the others
 
 
 def restore(
@@ -256,15 +263,13 @@ def restore(
         try:
             model.load_state_dict(held["state_dict"])
             optimizer.load_state_dict(held["optimizer"])
-            if held["config"] != dataclasses.asdict(model.config):
-                raise ValueError("of an alphabet of the same length, for example")
+            if held["config"] != dataclasses.asdict(model.config):  # as with other letters
+                raise ValueError
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError(f"{path}: not a checkpoint of this run's model") from None
     except ValueError as error:
         offer = "; the one before it: --resume previous" if before.exists() else ""
         raise ValueError(f"{error}{offer if which == 'last' else ''}") from None
-    if (count := held.get("processes")) != world():
-        raise ValueError(f"{path}: got {world()} processes, wanted {count}, as it has")
     return held["step"], held["log"]
 
 
@@ -279,7 +284,7 @@ def need_tensorboard() -> None:
 
 
 class Log:
-    """Words one line an evaluation, keeps every number in log.jsonl, and TensorBoard if asked."""
+    """Prints one line an evaluation, keeps every number in log.jsonl, and TensorBoard if asked."""
 
     def __init__(
         self, chance: tuple[float, float], out: Path | None = None, board: bool = False,
@@ -294,7 +299,7 @@ class Log:
         self.unshared_outside = 0
         self.outside, self.nonfinite = held.get("outside", 0), held.get("nonfinite", 0)
         self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
-        self.timed = self.averaged = 0  # steps whose seconds, whose numbers are printed
+        self.timed = self.averaged = 0  # steps in lines that are printed: of `seconds`, of `rows`
         self.began, self.earlier = samples, held.get("seconds", 0.0)
         self.chance, self.path, self.board = chance, None, None
         if out is not None and rank() == 0:
@@ -318,8 +323,9 @@ class Log:
         """Take up what log.jsonl noted up to a checkpoint; what came after it will come again."""
         kept, known = [], {"step": self.rows, "evaluation": self.evaluations}
         text = path.read_text("utf-8", errors="replace") if path.exists() else ""
-        for place, line in enumerate(text.split("\n")[:-1], 1):
-            try:  # a last line without its end was cut short, and belongs to a later step
+        lines = text.split("\n")[:-1]  # without one that was cut short, of a later step
+        for place, line in enumerate(lines, 1):
+            try:
                 entry = json.loads(line)
                 if entry["samples"] <= samples:
                     kept.append(line + "\n")
@@ -340,7 +346,7 @@ class Log:
                 raise OSError(f"cannot write {self.path}: {error.strerror}") from None
 
     def wait(self, first: int = 0) -> float:
-        """The share of their time, 0..1, that the steps from `first` on waited for data."""
+        """The share of time, 0..1, that this session's steps from `first` on waited for data."""
         seconds = np.array(self.seconds[first:]).reshape(-1, 2).sum(0)
         return float(seconds[0] / seconds[1]) if seconds[1] else 0.0
 
@@ -383,7 +389,7 @@ class Log:
         self.unshared, self.unshared_outside = [], 0
 
     def evaluation(self, samples: int, result: dict[str, float]) -> str:
-        """Note an evaluation; the line to print, with means since the last one."""
+        """Note an evaluation; the line to print, means since the last one, img/s of the session."""
         took = sum(took for _, took in self.seconds)  # of the steps, without evaluations
         speed = (samples - self.began) / max(1e-9, took)
         wait, self.timed = self.wait(self.timed), len(self.seconds)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import sys
 import unicodedata
 from urllib.error import URLError
@@ -102,8 +103,9 @@ class TestParts:
 
     def test_a_batch_too_small_to_compare_is_left_out_and_none_left_is_an_error(self):
         result = train_min.evaluate(Seer(13), [seer_batch([3]), seer_batch([4, 5])], seed=0)
-        assert result["pictures"] == 2
-        with pytest.raises(ValueError, match="no held-out picture can be read; b was cut"):
+        assert (result["pictures"], result["unreadable"]) == (2, 1)
+        told = "no two held-out pictures of a batch can be read; b was cut"
+        with pytest.raises(ValueError, match=told):
             lone = seer_batch([3])._replace(skipped=["b was cut"])
             train_min.evaluate(Seer(13), [lone], seed=0)
 
@@ -165,6 +167,16 @@ class TestAccumulate:
         assert model.backbone["bn1"].num_batches_tracked == 2  # and not 4
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The folder of a run, the same for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("quick")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_min.main(QUICK)
+    return folder / "runs" / "t"
+
+
 class TestRuns:
     @pytest.fixture(autouse=True)
     def in_a_folder(self, tmp_path, monkeypatch):
@@ -214,8 +226,8 @@ class TestRuns:
         ):
             train_min.main(QUICK)
 
-    def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
-        train_min.main(QUICK)
+    def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self, quick):
+        shutil.copytree(quick, self.out)
         checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
         assert checkpoint["step"] == 4 and checkpoint["args"]["batch"] == 8
         config = vlpt.Config(**checkpoint["config"])
@@ -227,8 +239,10 @@ class TestRuns:
         for key, value in model.backbone.state_dict().items():
             assert torch.equal(backbone.state_dict()[key], value)
 
-    def test_the_product_says_how_it_was_made_and_the_command_says_the_same(self, monkeypatch):
-        train_min.main(QUICK)
+    def test_the_product_says_how_it_was_made_and_the_command_says_the_same(
+        self, quick, monkeypatch
+    ):
+        shutil.copytree(quick, self.out)
         monkeypatch.setattr(sys, "argv", ["vlpt.py", "export", "runs/t", "again.safetensors"])
         vlpt.main()
         said = []
@@ -249,8 +263,8 @@ class TestRuns:
          ("checkpoint.pt", "backbone and pool"), ("", "backbone and pool"),
          ("wide.pt", "backbone only, its pool has other")],
     )  # fmt: skip
-    def test_init_starts_from_what_a_run_left(self, file, said, capsys):
-        train_min.main(QUICK)
+    def test_init_starts_from_what_a_run_left(self, quick, file, said, capsys):
+        shutil.copytree(quick, self.out)
         first = self.weights("t")
         model = vlpt.VLPT(vlpt.TINY)
         model.load_state_dict(first)
@@ -318,8 +332,8 @@ class TestRuns:
         assert steps[0] == steps[1] == steps[2]
 
     @pytest.mark.parametrize("options", [["--recompute"], ["--accumulate", "4"]])
-    def test_less_memory_gives_a_run_of_the_same_kind(self, options):
-        train_min.main(QUICK)
+    def test_less_memory_gives_a_run_of_the_same_kind(self, quick, options):
+        shutil.copytree(quick, self.out)
         plain = steps_of(self.out)
         train_min.main([*AGAIN, *options])
         spared = steps_of(self.out)
@@ -346,8 +360,8 @@ class TestRuns:
             *held["scalars"]
         }
 
-    def test_two_runs_are_compared(self, capsys):
-        train_min.main(QUICK)
+    def test_two_runs_are_compared(self, quick, capsys):
+        shutil.copytree(quick, self.out)
         train_min.main([*QUICK, "--seed", "1", "--name", "u"])
         capsys.readouterr()
         train_min.main(["compare", "runs/t", "runs/u"])
@@ -435,6 +449,25 @@ class TestRuns:
         )
         with pytest.raises(SystemExit, match=message):
             train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "72"])
+
+    def test_many_broken_ones_in_a_row_are_told_as_that(self):
+        data_stub.write_synthtext("st", 400, seed=0, size=64)
+        half = data_stub.Pretraining(data_stub.SynthText("st"), vlpt.Alphabet(), 64, 0)
+        for k in range(100, 100 + train_min.TRIES):  # 8 of 100 so far, fewer than a tenth
+            data_stub.Path("st", half.source.name(half.index(k))).unlink()
+        told = rf"synthtext:st: {train_min.TRIES} pictures in a row cannot be read; .*\.jpg"
+        with pytest.raises(SystemExit, match=told):
+            train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "120", "--batch", "4"])
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_error_of_the_data_is_not_taken_for_a_worker_s_death(self, workers):
+        class Gone:
+            def __getitem__(self, k):
+                raise FileNotFoundError(2, "No such file or directory", "index.npy")
+
+        with pytest.raises(OSError, match=r"No such file or directory: 'index.npy'$") as stop:
+            list(train_min.make_loader(Gone(), [range(2)], workers))
+        assert "\n" not in str(stop.value)
 
     def test_trains_on_synthtext_with_all_characters_at_another_size(self, capsys):
         data_stub.write_synthtext("st", 40, seed=0, size=128)
