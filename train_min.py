@@ -249,12 +249,12 @@ def processes(args: argparse.Namespace) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    if args.batch % world():
-        raise ValueError(f"--batch: got {args.batch}, wanted a multiple of {world()} processes")
     if args.resume or args.replay:
         count = read_run(args.replay or Path("runs") / args.name)["processes"]
         if count != world():  # they would draw other masks
             raise ValueError(f"torchrun: got {world()} processes, wanted {count} as in that run")
+    if args.batch % world():
+        raise ValueError(f"--batch: got {args.batch}, wanted a multiple of {world()} processes")
     yield device
     if dist.is_initialized():  # not after an error: the others may never come to the end
         dist.destroy_process_group()
@@ -508,7 +508,9 @@ def make_loader(
             collate_fn=collate if train else data_stub.collate, worker_init_fn=calm,
             pin_memory=torch.cuda.is_initialized())  # fmt: skip
     except (EOFError, OSError) as error:
-        if not workers or str(error).startswith("Caught"):  # so torch begins what a worker raised
+        if not workers:
+            raise
+        if str(error).startswith("Caught"):  # so torch begins what a worker raised, with its trace
             raise OSError(str(error).strip().split("\n")[-1]) from None
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None  # with half a batch
 
@@ -594,7 +596,7 @@ def fit(
             told = "got no evaluation after the last step; --resume previous takes the last steps"
             raise ValueError(f"{out}/log.jsonl: {told} once more, if that checkpoint is there")
     count = min(args.eval, len(heldout.indices))
-    pieces = max(1, count // min(args.batch, 64))  # of 64 to 127 pictures, the same for any W
+    pieces = max(1, count // min(args.batch, 64))  # of at least a batch or 64; the same for any W
     held_keys = np.array_split(np.arange(count), pieces)[rank() :: world()]  # this process's
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, unit="picture", leave=False,
                disable=True if rank() else None)  # fmt: skip

@@ -453,7 +453,7 @@ class TestRuns:
     def test_many_broken_ones_in_a_row_are_told_as_that(self):
         data_stub.write_synthtext("st", 400, seed=0, size=64)
         half = data_stub.Pretraining(data_stub.SynthText("st"), vlpt.Alphabet(), 64, 0)
-        for k in range(100, 100 + train_min.TRIES):  # 8 of 100 so far, fewer than a tenth
+        for k in range(100, 100 + train_min.TRIES):  # a place in a batch finds none
             data_stub.Path("st", half.source.name(half.index(k))).unlink()
         told = rf"synthtext:st: {train_min.TRIES} pictures in a row cannot be read; .*\.jpg"
         with pytest.raises(SystemExit, match=told):
