@@ -349,7 +349,7 @@ def cached_backward(
             first = [run_model(net, *part[:2])[:2] for part in parts]  # image, text
         for buffer, value in zip(net.buffers(), running, strict=True):
             buffer.copy_(value)
-        features = [torch.cat(pieces_of_it) for pieces_of_it in zip(*first, strict=True)]
+        features = [torch.cat(rows) for rows in zip(*first, strict=True)]
         leaves = [x.detach().requires_grad_() for x in (*features, net.log_scale)]
         contrastive = contrastive_part(*leaves)
         pulls = torch.autograd.grad(contrastive, leaves)

@@ -415,7 +415,7 @@ class VLPT(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> Output:
         """Steps 1, 2, 3, 5 on normalised images (B, 3, H, W), sides multiples of 32, and masked ids
-        (B, L, N), of any device; other shapes: ValueError. `masked_only`: logits at MASK alone.
+        (B, L, N), of any device; ValueError otherwise. `masked_only`: logits at MASK, one a word.
         """
         self._check(images, ids, masked_only)
         filled = (ids != PAD).any(0)  # L, N from here: up to the last filled slot; the rest is 0

@@ -453,11 +453,18 @@ class TestRuns:
     def test_many_broken_ones_in_a_row_are_told_as_that(self):
         data_stub.write_synthtext("st", 400, seed=0, size=64)
         half = data_stub.Pretraining(data_stub.SynthText("st"), vlpt.Alphabet(), 64, 0)
-        for k in range(100, 100 + train_min.TRIES):  # a place in a batch finds none
+        for k in range(300, 300 + train_min.TRIES):  # tried 8 + 7 + 6 + 5 times, of 304: no tenth
             data_stub.Path("st", half.source.name(half.index(k))).unlink()
         told = rf"synthtext:st: {train_min.TRIES} pictures in a row cannot be read; .*\.jpg"
         with pytest.raises(SystemExit, match=told):
-            train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "120", "--batch", "4"])
+            train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "320", "--batch", "4"])
+
+    def test_more_processes_than_gpus_is_one_line(self, monkeypatch):
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(SystemExit, match="--nproc-per-node: got more than the 1 GPUs"):
+            train_min.main([*QUICK, "--device", "cuda"])
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_an_error_of_the_data_is_not_taken_for_a_worker_s_death(self, workers):
