@@ -20,13 +20,19 @@ from hypothesis import strategies as st
 import data_stub
 import train_min
 import vlpt
-from experiments import run_min
+from experiments import report_min, run_min
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--batch", "8", "--eval", "8", "--workers", "0", "--name", "t"]
 FORKS = multiprocessing.get_context("forkserver")  # a process for each run, without its imports
 FORKS.set_forkserver_preload(["train_min"])
 os.environ["PYTHONPATH"] = str(ROOT)
+
+
+def without_pictures(patch):
+    """Without figures and report, most of a short run's time; test_train_min.py has them."""
+    for name in ("plot_losses", "plot_attention", "write_report"):
+        patch.setattr(report_min, name, lambda *_: None)
 
 
 def child(argv, folder, fault):
@@ -37,6 +43,7 @@ def child(argv, folder, fault):
     file = os.open("output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     torch.set_num_threads(1)
+    without_pictures(pytest.MonkeyPatch())
     if fault:
         fault()
     train_min.main(argv)
@@ -78,6 +85,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
 
 
 def weights(folder, name="t", file="checkpoint.pt"):
