@@ -523,7 +523,7 @@ class Rendered(Source):
 
 # ------------------------------------------------------------------- what the model is trained on
 
-Example = tuple[Tensor, Tensor, int] | str  # what `Pretraining` returns
+Item = tuple[Tensor, Tensor, int] | str  # what `Pretraining` returns
 Augment = Callable[
     [Tensor, np.ndarray | None, int, np.random.Generator], tuple[Tensor, np.ndarray | None]
 ]  # (picture (3, H, W), quads of the drawn words, size, rng) -> picture (3, size, size), quads
@@ -538,7 +538,7 @@ class Batch(NamedTuple):
     outside: int = 0  # words of this batch that were left out, see `Sample`
 
 
-class Pretraining(torch.utils.data.Dataset[Example]):
+class Pretraining(torch.utils.data.Dataset[Item]):
     """An endless run over a source: item k is picture k mod length of a shuffled epoch.
 
     Each epoch draws up to N words of every picture anew. Everything follows from (seed, k), so
@@ -593,7 +593,7 @@ class Pretraining(torch.utils.data.Dataset[Example]):
         epoch, position = divmod(k, len(self.indices))
         return int(self.indices[shuffled(len(self.indices), self.seed, epoch)[position]])
 
-    def __getitem__(self, k: int) -> Example:
+    def __getitem__(self, k: int) -> Item:
         """Picture (3, size, size) uint8, ids (L, N), words outside; or why it cannot be read."""
         index = self.index(k)
         try:
@@ -631,7 +631,7 @@ def stretch(pixels: Tensor, size: int) -> Tensor:
     return square[0].contiguous()
 
 
-def collate(items: list[Example]) -> Batch:
+def collate(items: list[Item]) -> Batch:
     """Stack what could be read; the batch may be smaller, or empty, and says why."""
     skipped = [item for item in items if isinstance(item, str)]
     good = [item for item in items if not isinstance(item, str)]
