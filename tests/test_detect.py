@@ -13,7 +13,8 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy.io import savemat
 
 import data_stub
 import vlpt
@@ -61,6 +62,48 @@ def make_totaltext(root: Path, line: str) -> Path:
     return root
 
 
+def make_synthtext(root: Path, count: int) -> Path:
+    """Write pictures of two words in the layout of SynthText."""
+    (root / "8").mkdir(parents=True)
+    table = {key: np.empty((1, count), object) for key in ("imnames", "wordBB", "txt")}
+    quads = np.stack([SQUARE, SQUARE + np.float32([0, 25])])
+    for k in range(count):
+        Image.new("RGB", (96, 64)).save(root / f"8/picture_{k}.jpg")
+        table["imnames"][0, k] = np.array([f"8/picture_{k}.jpg"])
+        table["wordBB"][0, k] = quads.transpose(2, 1, 0)
+        table["txt"][0, k] = np.array(["one\ntwo"])
+    savemat(root / "gt.mat", table)
+    return root
+
+
+class Drawn:
+    """Four pictures with three words each, drawn in the plainest way."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.samples = []
+        for _ in range(4):
+            image = Image.new("RGB", (128, 128), (60, 60, 60))
+            draw = ImageDraw.Draw(image)
+            polygons = []
+            for row in range(3):
+                x, y = rng.integers(8, 40), 12 + 38 * row + rng.integers(0, 8)
+                width, height = rng.integers(50, 72), rng.integers(16, 24)
+                box = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+                draw.polygon(box, fill=(200, 200, 120))
+                polygons.append(np.float32(box))
+            self.samples.append(CheckedSample(image, polygons, np.zeros(3, bool)))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        return self.samples[k]
+
+    def name(self, k):
+        return f"drawn_{k}"
+
+
 class TestSources:
     def test_unreadable_regions_are_ignored(self, tmp_path):
         data = open_dataset(f"icdar2015:{make_icdar(tmp_path)}", "heldout")
@@ -83,7 +126,7 @@ class TestSources:
         assert sample.ignored.tolist() == [False, True] and sample.image.size == (96, 64)
 
     def test_synthtext_and_the_renderer(self, tmp_path):
-        data_stub.write_synthtext(tmp_path, 12, seed=0, size=64)
+        make_synthtext(tmp_path, 12)
         for spec, name in (
             (f"synthtext:{tmp_path}", "picture_0"),
             ("synth", "picture_0_of_seed_0"),
@@ -258,13 +301,13 @@ class TestTraining:
     def test_overfits_four_pictures(self):
         torch.manual_seed(0)
         config = DetectorConfig(width=32, long_side=128)
-        data = open_dataset("synth", "train", 128, 4, seed=3)
+        data = Drawn()
         model = psenet.build_detector(config)
         crops = TrainingCrops(data, config, 128, 0)
-        rows = detect.train_detector(model, crops, samples=360, batch=4, lr=3e-3)
+        rows = detect.train_detector(model, crops, samples=240, batch=4, lr=3e-3)
         found = detect.evaluate_detector(model, data, config)
         assert rows[-1]["text"] < 0.5 * rows[0]["text"]
-        assert found["pictures"] == 4 and found["words"] >= 4 and found["f"] >= 0.95, found
+        assert (found["pictures"], found["words"]) == (4, 12) and found["f"] >= 0.95, found
 
     def test_evaluation_counts_words_with_unusable_corners(self, tmp_path, monkeypatch):
         lines = ("10,10,50,10,10,30,50,30,word", "70,20,70,20,70,20,70,20,dot")
@@ -526,7 +569,7 @@ class TestMistakes:
 
         monkeypatch.setattr(os, "fsync", full)
         message = self.fails(capsys, "train", "--data", "icdar2015:ic", "--name", "d", *TINY)
-        assert "runs/d/checkpoint.pt" in message and "No space left on device" in message
+        assert "No space left on device" in message and "\n" not in message
         assert Path("runs/d/checkpoint.pt").read_bytes() == before
 
     def test_a_loss_that_explodes(self, tmp_path, monkeypatch, capsys):
