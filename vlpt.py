@@ -1086,6 +1086,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror}); nothing is changed") from None
     finally:
         part.unlink(missing_ok=True)
 
