@@ -1,0 +1,1 @@
+"""What a training run needs around its loop: options, its folder, checkpoints, logs, reports."""
