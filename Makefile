@@ -7,46 +7,47 @@ RUN = $(VENV)/bin/python
 
 help:
 	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
-	@echo "make test    install, check every equation, the scripts and the README"
-	@echo "make proof   the same equations on 1000 random cases each, and the slow tests"
+	@echo "make test    install, check every equation, the programs and the documentation"
+	@echo "make proof   check the equations on 1000 random cases each, and run the slow tests"
 	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
-	@echo "make readme  run the README's long commands; ICDAR2015=PATH adds those on photographs"
+	@echo "make readme  run the long commands of the documentation; ICDAR2015=PATH adds photographs"
 	@echo "make clean   remove $(VENV) and runs/"
 
-# The marker is written last, so an interrupted installation is taken up again.
+# The marker is written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("needs Python 3.10 or later")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("expected Python 3.10 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/installed
 	mkdir -p runs/demo
-	$(RUN) data_stub.py --sheet runs/demo/sheet.png --digits --size 64
+	$(RUN) -m readers sheet synth runs/demo/sheet.png --digits
 	$(RUN) train_min.py --name demo --overwrite
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m 'not slow' --cov=vlpt --cov-branch --cov-report=term-missing
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m 'not slow' --durations=15 \
+	  --cov=vlpt --cov-branch --cov-report=term-missing
 
 proof: $(VENV)/installed
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -q test_vlpt.py
 	$(RUN) -m pytest -q -m slow tests
 
 mutants: $(VENV)/installed
-	$(RUN) tests/mutants.py
+	$(RUN) -m tests.mutants
 
 readme: $(VENV)/installed demo
 	$(RUN) vlpt.py
 	$(RUN) vlpt.py oclip_rn50
-	$(RUN) data_stub.py --sheet runs/sheet.png
-	$(RUN) data_stub.py check synth
-	$(RUN) data_stub.py fake-synthtext runs/fake --images 858750
-	$(RUN) experiments/bench_min.py data --data synthtext:runs/fake
-	for part in step scale memory start; do $(RUN) experiments/bench_min.py $$part || exit; done
-	$(RUN) experiments/bench_min.py step --preset tiny
+	$(RUN) -m readers sheet synth runs/sheet.png
+	$(RUN) -m readers check synth
+	$(RUN) -m experiments.fake_synthtext runs/fake --images 858750
+	$(RUN) -m experiments.bench data --data synthtext:runs/fake
+	for part in step scale memory start; do $(RUN) -m experiments.bench $$part || exit; done
+	$(RUN) -m experiments.bench step --preset tiny
 	test -z "$(ICDAR2015)" || $(RUN) train_min.py --data icdar2015:$(ICDAR2015) \
 	  --image-size 256 --batch 32 --samples 9600 --name icdar2015
 

@@ -1,50 +1,85 @@
-"""VLPT: oCLIP, vision-language pre-training for scene text, in one module.
+"""VLPT: an unofficial PyTorch re-implementation of oCLIP in one module.
 
-Re-implements "Language Matters: A Weakly Supervised Vision-Language Pre-training Approach for
-Scene Text Detection and Spotting" (Xue et al., ECCV 2022, arXiv 2203.03911). An image encoder
-learns from pictures and the transcriptions of some of their words, without any boxes: one
-character of each word is hidden and has to be read off the picture.
+    Language Matters: A Weakly Supervised Vision-Language Pre-training Approach for Scene Text
+    Detection and Spotting. Xue et al., ECCV 2022.
+    Paper: https://arxiv.org/abs/2203.03911    Released code: https://github.com/bytedance/oclip
+    CLIP, on which it builds: https://github.com/openai/CLIP
 
-    images (B, 3, H, W)                   ids (B, L, N) <--mask_one_char-- transcriptions
-       | backbone                            | TextEncoder: embed (B, L, N, T), then encode
-    feature map (B, C, h, w)                 |
-       | AttentionPool                    characters (B, L, N, D) --mean--> text (B, D)
-       +--> local tokens (B, S, D) ---> VisualTextualDecoder <- characters    |
-       |                                     | head                           |
-       |                                  logits (B, L, N, V) -> char_loss    |
-       +--> image (B, D) ----------------> contrastive_loss <-----------------+
+The method pre-trains the backbone of a text detector from images and the transcriptions of some
+of the words in them, without bounding boxes. One character of every word is replaced by a MASK
+token. A text encoder turns the remaining characters into features, and a decoder predicts the
+masked character by letting those features attend to the image. This only works well if the
+backbone learns what characters look like and where they are. A contrastive loss also pulls the
+feature of an image towards the feature of its own words and away from the words of other images.
+After training the backbone is exported and everything else is dropped.
 
-B images, L = 25 characters a word, N = 3 words an image, V vocabulary, S = h*w image tokens,
-T text width, D joint width. Ids, targets, logits and attention keep the order (B, L, N).
+    images (B, 3, H, W)                  words, as ids (B, L, N)
+       |                                    |  mask_one_char                        step 4
+       |  backbone                          v
+       v                                 ids with MASK, targets
+    feature map (B, C, h, w)                |
+       |  AttentionPool        step 1       |  TextEncoder                          steps 2, 3
+       |                                    v
+       +--> image tokens (B, S, D)       character features (B, L, N, D) --means--> text (B, D)
+       |         |                          |                                         |
+       |         +--> VisualTextualDecoder <+                                         |
+       |                   |  head             step 5                                 |
+       |              logits (B, L, N, V), targets ---> char_loss    step 6           |
+       |                                                                              |
+       +--> image feature (B, D) -----------> contrastive_loss <----------------------+  step 7
 
-    step                                      here                     proof (test_vlpt.py)
-    1 f = pool(backbone(I))                   AttentionPool            TestStep1ImageEncoder
-    2 ce_j = W_c c_j + PE_j                   TextEncoder.embed        TestStep2Embedding
-    3 te = Enc(ce), one word at a time        TextEncoder              TestStep3TextEncoder
-    4 before 2: one character -> MASK         mask_one_char            TestStep4Masking
-    5 y = Dec(te, local), no self-attention   VisualTextualDecoder     TestStep5Decoder
-    6 L_cls, cross-entropy at the masks       char_loss                TestStep6CharLoss
-    7 L_bc = H(i2t) + H(t2i)                  contrastive_loss         TestStep7Contrastive
-    8 L = L_cls + L_bc                        total_loss               TestStep8Total
-    9 only the backbone leaves                export_backbone          TestStep9Export
+    B  images in a batch             V  size of the vocabulary       T  width of the text encoder
+    L  characters per word, <= 25    S  image tokens, h * w          D  width of the joint space
+    N  words per image, <= 3         C  channels of the feature map  Q  queries of an attention
 
-Where this differs from the released code; each place is marked by its number:
-    D1 a word's feature is the mean over its characters; released: the state at its end token.
-    D2 each of the L characters is a decoder query; released: one query a word.
-    D3 the contrastive loss is the sum of both directions; released: half of it.
-    D4 empty word slots count nowhere; released: the mean is over its 32 slots, empty or not.
-    D5 a character sees its whole word; released: a causal mask.
-    D6 exp(log_scale) is capped at 100; released: the cap is commented out.
-    D7 gradients pass between processes (`own`); released: gathered features carry none.
+Token ids, targets, logits and attention maps always have the order (B, L, N), characters before
+words, so that the predictions for a batch have the shape (B, 25, 3).
+
+    step                                     equation               here                  proof
+    1  image encoder                         f = pool(backbone(I))  VLPT.encode_image     TestStep1
+    2  character embedding                   ce_j = W_c c_j + PE_j  TextEncoder.embed     TestStep2
+    3  text encoder, one word at a time      te = Enc(ce)           VLPT.encode_text      TestStep3
+    4  mask one character, before step 2                            mask_one_char         TestStep4
+    5  decoder, without self-attention       y = Dec(te, f)         VLPT.decode           TestStep5
+    6  masked-character loss                 L_cls                  char_loss             TestStep6
+    7  contrastive loss                      L_bc = H(i2t)+H(t2i)   contrastive_loss      TestStep7
+    8  total loss                            loss = L_cls + L_bc    total_loss            TestStep8
+    9  only the backbone is transferred                             export_backbone       TestStep9
+
+c_j is the one-hot vector of character j, H a cross-entropy, i2t image-to-text and t2i its reverse.
+The proof of each step is the test class whose name begins like that, in test_vlpt.py.
+
+Differences from the released code. Each is marked by its number where it occurs in this file; D8,
+D10 and D11 are in the trainer and its data.
+    D1   The feature of a word is the mean over its characters. Released: the state at its end
+         token.
+    D2   Every character is a query of the decoder, so that predictions are (B, 25, 3). Released:
+         one query per word. In training only the masked character is decoded, see `MaskedOnly`.
+    D3   The contrastive loss is the sum of both directions, as in the paper. Released: half of it.
+    D4   Empty word slots are left out of every mean. Released: the mean is over all 32 slots.
+    D5   A character attends to its whole word. Released: a causal mask.
+    D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
+         Released: the cap is commented out.
+    D7   Gradients flow through the features of all processes. Released: features gathered from
+         other processes carry none. With D3 this makes L_bc weigh 2W times as much, relative to
+         L_cls, as in the released code on W GPUs (16 times on its 8).
+    D8   Three words of an image are drawn anew in every epoch. Released: the first 32 words.
+    D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
+         other linear layers as torch does. Released: residual projections are scaled by
+         (2 * layers)^-0.5.
+    D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
+    D11  Images are stretched to a square. Released: RandomResizedCrop.
+    D12  There is no end token after a word. The vocabulary still has 97 entries, as it has UNK.
 """
 
-import argparse
+import io
 import os
+import sys
 import unicodedata
+import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,548 +88,1033 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-__version__ = "0.1.0"
-PAD, MASK, UNK = 0, 1, 2  # then characters: V = 97 as released, UNK in its end token's place
-IGNORE = -100  # the target of a position that does not count
-CHARS, WORDS = 25, 3  # L and N: slots; longer words are cut, fewer words leave slots empty
-PRINTABLE = "".join(map(chr, range(33, 127)))  # the 94 printable ASCII characters, no space
-nfc = partial(unicodedata.normalize, "NFC")  # the one form in which words are cut and spelled
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+__version__ = "0.2.0"
+
+MAX_CHARS = 25  # L, longer words are cut
+MAX_WORDS = 3  # N, images with fewer words have empty slots
+PAD, MASK, UNK = 0, 1, 2  # token ids; the ids of the alphabet's characters follow
+IGNORE_INDEX = -100  # the target of a position that is not masked
+MAX_LOGIT_SCALE = 100.0
+PRINTABLE = "".join(chr(code) for code in range(33, 127))  # 94 ASCII characters, without space
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's statistics of RGB pixels in 0..1
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+# ---- Words, configuration, pixels --------------------------------------------------------------
+
+
+def normalize_text(text: str) -> str:
+    """Compose Unicode characters (NFC), so that the same letter always has the same spelling."""
+    return unicodedata.normalize("NFC", text)
 
 
 class Alphabet:
-    """Token ids of words in NFC: pad 0, MASK 1, UNK 2 (any other), `chars`; V = len(chars) + 3."""
+    """Maps words to token ids and back. The vocabulary is PAD, MASK, UNK and then `chars`.
 
-    mask_id = MASK  # for callers; the same in every alphabet
+    Args:
+        chars: the characters that can be learned, each once. Any other character becomes UNK.
+    Raises:
+        ValueError: `chars` is empty, or a character occurs twice.
+    """
+
+    mask_id = MASK  # for callers that have an alphabet at hand
 
     def __init__(self, chars: str = PRINTABLE) -> None:
-        self.chars, self.index = chars, {nfc(char): k for k, char in enumerate(chars, UNK + 1)}
-        if {*map(len, self.index)} != {1} or len(self.index) != len(chars):
-            raise ValueError(f"alphabet: got {chars!r}, wanted one or more distinct characters")
+        self.chars = normalize_text(chars)
+        if not chars or len(set(self.chars)) != len(self.chars):
+            raise ValueError(f"alphabet: expected one or more distinct characters, got {chars!r}")
+        self.index = {char: k for k, char in enumerate(self.chars, start=UNK + 1)}
 
     def __len__(self) -> int:
-        return len(self.chars) + UNK + 1
+        """V, the size of the vocabulary."""
+        return UNK + 1 + len(self.chars)
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """Words as (L, N) int64 ids, one a column, cut to L; ValueError if over N, or one empty."""
-        if len(words) > WORDS or "" in words:
-            raise ValueError(f"words: got {list(words)}, wanted at most {WORDS}, none empty")
-        ids = torch.full((CHARS, WORDS), PAD)
+        """Turn the words of one image into ids.
+
+        Args:
+            words: at most 3, none empty. Words of more than 25 characters are cut.
+        Returns:
+            (25, 3) int64, one column per word, PAD after its end and in empty slots.
+        Raises:
+            ValueError: there are more than 3 words, or one is empty.
+        """
+        if len(words) > MAX_WORDS or "" in words:
+            raise ValueError(
+                f"words: expected at most {MAX_WORDS} words, none empty, got {list(words)}"
+            )
+        ids = torch.full((MAX_CHARS, MAX_WORDS), PAD)
         for i, word in enumerate(words):
-            for j, char in enumerate(nfc(word)[:CHARS]):
+            for j, char in enumerate(normalize_text(word)[:MAX_CHARS]):
                 ids[j, i] = self.index.get(char, UNK)
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Read (L, N) ids as N words; pads print nothing, MASK as "_", UNK as U+FFFD."""
+        """Turn (L, N) ids into N words. PAD prints nothing, MASK "_", UNK the sign U+FFFD."""
         text = ["", "_", "\ufffd", *self.chars]
-        return ["".join(text[k] for k in column) for column in ids.T.tolist()]
+        return ["".join(text[k] for k in word) for word in ids.T.tolist()]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and ablations of one model; the defaults are the published ones."""
+    """The sizes of a model and the paper's ablations. The defaults are the published values.
 
-    alphabet: str = PRINTABLE  # characters a word may hold
-    image_size: int = 512  # height = width in training, pixels
-    backbone: str = "clip_resnet50"  # a name that build_backbone knows
-    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # build_backbone's keywords
-    joint_width: int = 384  # D
+    Raises:
+        ValueError: image_size, decoder_layers, text_encoder or decoder is not possible. Other
+            values are checked by the layers that are built with them.
+    """
+
+    alphabet: str = PRINTABLE  # characters that can be learned
+    image_size: int = 512  # height and width of training images in pixels, a multiple of 32
+    backbone: str = "clip_resnet50"  # a name for build_backbone
+    backbone_size: Mapping[str, Any] = field(default_factory=dict)  # keywords of build_backbone
+    embed_dim: int = 384  # D
     text_width: int = 64  # T
     text_layers: int = 6
     text_heads: int = 8
     decoder_layers: int = 6
     decoder_heads: int = 8
-    text_encoder: str = "character"  # "sentence": all words as one sequence (ablation)
-    decoder: str = "visual_textual"  # "none": the head reads te + global feature (ablation)
-    contrastive: bool = True  # for the caller of total_loss; False: L = L_cls (ablation)
+    text_encoder: str = "character"  # ablation "sentence": all words of an image as one sequence
+    decoder: str = "visual_textual"  # ablation "none": classify character + image feature
+    contrastive: bool = True  # ablation False: loss = L_cls
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(f"image_size: got {self.image_size}, wanted a multiple of 32")
+            raise ValueError(f"image_size: expected a multiple of 32, got {self.image_size}")
         if self.decoder_layers < 1:
-            raise ValueError(f"decoder_layers: got {self.decoder_layers}, wanted at least 1")
-        for k, ok in (("text_encoder", "character, sentence"), ("decoder", "visual_textual, none")):
-            if getattr(self, k) not in ok.split(", "):
-                raise ValueError(f"{k}: got {getattr(self, k)!r}, wanted {ok}")
+            raise ValueError(f"decoder_layers: expected at least 1, got {self.decoder_layers}")
+        if self.text_encoder not in ("character", "sentence"):
+            raise ValueError(
+                f"text_encoder: expected 'character' or 'sentence', got {self.text_encoder!r}"
+            )
+        if self.decoder not in ("visual_textual", "none"):
+            raise ValueError(f"decoder: expected 'visual_textual' or 'none', got {self.decoder!r}")
 
 
-OCLIP_RN50 = Config()
-TINY = Config(
-    alphabet="0123456789", image_size=64, backbone="clip_resnet", joint_width=128, text_layers=2,
-    backbone_size={"width": 24, "layers": (1, 2, 2)})  # fmt: skip
+OCLIP_RN50 = Config()  # the published model
+TINY = Config(  # learns to read digits on a CPU in minutes
+    alphabet="0123456789",
+    image_size=64,
+    backbone="clip_resnet",
+    backbone_size={"width": 24, "layers": (1, 2, 2)},
+    embed_dim=128,
+    text_layers=2,
+)
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Turn RGB pixels (B, 3, H, W), uint8 0..255, into float32 by CLIP's mean and deviation."""
-    mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], device=pixels.device)[..., None, None]
+    """Turn RGB pixels (B, 3, H, W), uint8 in 0..255, into float32 with CLIP's mean and std."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=pixels.device).view(3, 1, 1)
     return (pixels / 255 - mean) / std
 
 
-def resize_table(table: Tensor, side: int, size: Sequence[int]) -> Tensor:
-    """Interpolate a position table (side*side, C) to another grid, (h*w, C); bicubic."""
-    if tuple(size) == (side, side):
-        return table
-    return F.interpolate(table.T.reshape(1, -1, side, side), size, mode="bicubic")[0].flatten(1).T
+# ---- Step 1: image encoder, a ResNet and an attention pool -------------------------------------
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, Any]:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return conv, nn.BatchNorm2d(outputs)
+class Backbone(nn.Module, ABC):
+    """A ResNet without its classifier. Subclasses define the stem and layer1, layer2, ...
+
+    Parameters have the names of torchvision's and CLIP's checkpoints, so that these can be loaded.
+
+    Attributes:
+        name: the name that `build_backbone` knows.
+        num_stages: the number of layer1, layer2, ...
+        channels: channels of the last feature map, C.
+        stride: image pixels per cell of the last feature map, along one side.
+    """
+
+    def __init__(self, name: str, num_stages: int, channels: int) -> None:
+        super().__init__()
+        self.name = name
+        self.num_stages = num_stages
+        self.channels = channels
+        self.stride = 4 * 2 ** (num_stages - 1)  # the stem's, then a half for each further stage
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """layer1, layer2, ... in order."""
+        return [self.get_submodule(f"layer{k}") for k in range(1, self.num_stages + 1)]
+
+    @abstractmethod
+    def stem(self, images: Tensor) -> Tensor:
+        """Turn (B, 3, H, W) into the input of layer1, with stride 4."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Turn (B, 3, H, W) into the feature maps of layer1, layer2, ... with strides 4, 8, ..."""
+        x = self.stem(images)
+        feature_maps = []
+        for stage in self.stages:
+            x = stage(x)
+            feature_maps.append(x)
+        return feature_maps
 
 
 class Bottleneck(nn.Module):
-    """CLIP's residual block: 1x1, 3x3, 1x1 convolutions; a stride is an average pooling."""
+    """CLIP's residual block: 1x1, 3x3 and 1x1 convolutions, and average pooling for a stride.
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    After https://github.com/openai/CLIP/blob/main/clip/model.py, class Bottleneck.
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_bn(inputs, width, 1)
-        self.conv2, self.bn2 = conv_bn(width, width, 3)
+        out_channels = 4 * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.conv3, self.bn3 = conv_bn(width, 4 * width, 1)
-        nn.init.zeros_(self.bn3.weight)  # a new block is its shortcut
-        self.downsample = nn.Sequential()  # the shortcut: empty, the identity
-        if stride > 1 or inputs != 4 * width:  # named -1, 0, 1 as in released checkpoints
-            for k, layer in enumerate((self.avgpool, *conv_bn(inputs, 4 * width, 1)), -1):
-                self.downsample.add_module(str(k), layer)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        nn.init.zeros_(self.bn3.weight)  # a new block returns its shortcut
+        self.downsample = nn.Sequential()  # the shortcut, by default the identity
+        if stride > 1 or in_channels != out_channels:
+            shortcut_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            shortcut_norm = nn.BatchNorm2d(out_channels)
+            self.downsample.add_module("-1", self.avgpool)  # the names in CLIP's checkpoints
+            self.downsample.add_module("0", shortcut_conv)
+            self.downsample.add_module("1", shortcut_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        return F.relu(self.bn3(self.conv3(self.avgpool(y))) + self.downsample(x), inplace=True)
+        y = self.avgpool(y)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + self.downsample(x), inplace=True)
 
 
-class Backbone(nn.ModuleDict):
-    """A ResNet as its children in order: (B, 3, H, W) to the maps of layer1, layer2, ..."""
+class CLIPResNet(Backbone):
+    """CLIP's and oCLIP's ResNet: a stem of three convolutions, then stages of `Bottleneck`s.
 
-    def __init__(self, name: str, children: Mapping[str, nn.Module], channels: int) -> None:
-        super().__init__(children)
-        self.name, self.channels = name, channels  # channels of the last map
-        self.stride = 2 ** (1 + sum(name.startswith("layer") for name in children))  # 4, 8, ..
+    After https://github.com/openai/CLIP/blob/main/clip/model.py, class ModifiedResNet.
+    """
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for name, child in self.items():
-            x = child(x)
-            if name.startswith("layer"):
-                maps.append(x)
-        return maps
+    def __init__(self, name: str, layers: Sequence[int], width: int = 64) -> None:
+        out_channels = 4 * width * 2 ** (len(layers) - 1)  # the last Bottleneck's
+        super().__init__(name, len(layers), out_channels)
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        in_channels = width
+        for k, num_blocks in enumerate(layers):
+            stage_width = width * 2**k
+            blocks = [Bottleneck(in_channels, stage_width, stride=1 if k == 0 else 2)]
+            in_channels = 4 * stage_width
+            for _ in range(num_blocks - 1):
+                blocks.append(Bottleneck(in_channels, stage_width, stride=1))
+            self.add_module(f"layer{k + 1}", nn.Sequential(*blocks))
+
+    def stem(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)  # stride 2
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = F.relu(self.bn3(self.conv3(x)), inplace=True)
+        return self.avgpool(x)  # stride 4
 
 
-def clip_resnet(layers: Sequence[int], width: int = 64) -> tuple[dict[str, nn.Module], int]:
-    """CLIP's ResNet, a stem of three convolutions, then a stage for each count of blocks."""
-    children, channels = {}, 3
-    for k, outputs in enumerate((width // 2, width // 2, width), start=1):
-        children[f"conv{k}"], children[f"bn{k}"] = conv_bn(channels, outputs, 3, 2 if k == 1 else 1)
-        children[f"relu{k}"], channels = nn.ReLU(inplace=True), outputs
-    children["avgpool"] = nn.AvgPool2d(2)
-    for k, blocks in enumerate(layers):
-        stage = [Bottleneck(channels, width * 2**k, 2 if k else 1)]
-        channels = 4 * width * 2**k
-        stage += [Bottleneck(channels, width * 2**k, 1) for _ in range(blocks - 1)]
-        children[f"layer{k + 1}"] = nn.Sequential(*stage)
-    return children, channels
+class TorchvisionResNet(Backbone):
+    """One of torchvision's ResNets, without its pooling and classifier."""
+
+    def __init__(self, name: str) -> None:
+        resnet = torchvision.models.get_model(name, weights=None)
+        super().__init__(name, 4, resnet.fc.in_features)
+        self.conv1 = resnet.conv1
+        self.bn1 = resnet.bn1
+        self.relu = resnet.relu
+        self.maxpool = resnet.maxpool
+        self.layer1 = resnet.layer1
+        self.layer2 = resnet.layer2
+        self.layer3 = resnet.layer3
+        self.layer4 = resnet.layer4
+
+    def stem(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))  # stride 2
+        return self.maxpool(x)  # stride 4
+
+
+TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+CLIP_BACKBONES = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3)}
 
 
 def build_backbone(name: str, **size: Any) -> Backbone:
-    """Build an image backbone with random weights; layer k has stride 2 ** (k + 1) (step 1).
+    """Build an image backbone with random weights.
 
-    Args: name, "resnet18|34|50|101", torchvision's; "clip_resnet50|101", CLIP's; "clip_resnet",
-        sized by `layers` (counts of blocks) and `width` (64 unless given). Any other: ValueError.
+    Args:
+        name: "resnet18", "resnet34", "resnet50", "resnet101" (torchvision's), "clip_resnet50",
+            "clip_resnet101" (CLIP's), or "clip_resnet" for other sizes of CLIP's.
+        size: only for "clip_resnet": `layers`, the number of blocks in each of one to four stages,
+            and `width`, 64 unless given.
+    Raises:
+        ValueError: the name is unknown, or `size` does not fit the name.
     """
-    plain = ("resnet18", "resnet34", "resnet50", "resnet101")
-    clip = {"clip_resnet50": (3, 4, 6, 3), "clip_resnet101": (3, 4, 23, 3), "clip_resnet": None}
-    if name not in (*plain, *clip):
-        raise ValueError(f"backbone: got {name!r}, wanted one of {', '.join((*plain, *clip))}")
-    if size.keys() not in ([{"layers"}, {"layers", "width"}] if name == "clip_resnet" else [set()]):
-        raise ValueError(f"backbone_size: got {size}, wanted layers, width, for clip_resnet alone")
-    if name in clip:
-        return Backbone(name, *clip_resnet(**(size or {"layers": clip[name]})))
-    *children, _, (_, fc) = torchvision.models.get_model(name, weights=None).named_children()
-    return Backbone(name, dict(children), fc.in_features)
+    names = (*TORCHVISION_BACKBONES, *CLIP_BACKBONES, "clip_resnet")
+    if name not in names:
+        raise ValueError(f"backbone: expected one of {', '.join(names)}, got {name!r}")
+    if name == "clip_resnet":
+        if (
+            not {"layers"} <= size.keys() <= {"layers", "width"}
+            or not 1 <= len(size["layers"]) <= 4
+        ):
+            raise ValueError(
+                "backbone_size: expected layers (one to four numbers of blocks) and optionally "
+                f"width for clip_resnet, got {size}"
+            )
+        return CLIPResNet(name, **size)
+    if size:
+        raise ValueError(f"backbone_size: expected nothing for {name}, got {size}")
+    if name in CLIP_BACKBONES:
+        return CLIPResNet(name, CLIP_BACKBONES[name])
+    return TorchvisionResNet(name)
 
 
 class Attention(nn.Module):
-    """Multi-head scaled-dot-product attention, named as CLIP's attention pool."""
+    """Multi-head scaled dot-product attention, with the parameter names of CLIP's attention pool.
 
-    def __init__(self, width: int, heads: int, outputs: int | None = None) -> None:
+    Raises:
+        ValueError: `heads` does not divide `width`.
+    """
+
+    def __init__(self, width: int, heads: int, out_width: int | None = None) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"heads: got {heads}, wanted a divisor of the width {width}")
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
-        self.c_proj = nn.Linear(width, outputs or width)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, out_width or width)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
-            nn.init.normal_(layer.weight, std=width**-0.5)
+            nn.init.normal_(layer.weight, std=width**-0.5)  # D9: the same for every projection
             nn.init.zeros_(layer.bias)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, S, width/heads)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Turn (B, S, width) into (B, heads, S, width / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-        """Attend from (B, Q, width) over (B, S, width), to keys where `valid` (B, S) only."""
-        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        mask = None if valid is None else valid[:, None, None]  # over (B, heads, Q, S)
-        y = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), mask)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Attend from queries to keys.
+
+        Args:
+            query: (B, Q, width).
+            key, value: (B, S, width).
+            valid: (B, S) bool, the keys that may be attended to; None for all of them.
+        Returns:
+            (B, Q, out_width).
+        """
+        q = self.split_heads(self.q_proj(query))  # (B, heads, Q, width/heads)
+        k = self.split_heads(self.k_proj(key))  # (B, heads, S, width/heads)
+        v = self.split_heads(self.v_proj(value))  # (B, heads, S, width/heads)
+        mask = None if valid is None else valid[:, None, None, :]  # for all heads and queries
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """How much each query (B, Q, width) attends to each key, (B, Q, S); mean over heads."""
-        q, k = self._split(self.q_proj(query)), self._split(self.k_proj(key))
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+        """How much each query attends to each key, (B, Q, S), the mean over heads; for figures."""
+        q = self.split_heads(self.q_proj(query))  # (B, heads, Q, width/heads)
+        k = self.split_heads(self.k_proj(key))  # (B, heads, S, width/heads)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, heads, Q, S)
+        return scores.softmax(dim=-1).mean(dim=1)
+
+
+def interpolate_pos_embed(table: Tensor, side: int, grid: Sequence[int]) -> Tensor:
+    """Resize a table of positions (side * side, C) to a grid of h * w positions, (h * w, C)."""
+    if tuple(grid) == (side, side):
+        return table
+    table_2d = table.T.reshape(1, -1, side, side)  # (1, C, side, side)
+    table_2d = F.interpolate(table_2d, size=tuple(grid), mode="bicubic")  # (1, C, h, w)
+    return table_2d[0].flatten(1).T
 
 
 class AttentionPool(Attention):
-    """CLIP's attention pool (step 1); positions: the mean token's, then grid * grid of the map."""
+    """Turns a feature map into one image feature and a token for each of its cells.
 
-    def __init__(self, channels: int, grid: int, outputs: int) -> None:
-        super().__init__(channels, max(1, channels // 64), outputs)
-        self.grid = grid
-        self.positional_embedding = nn.Parameter(torch.randn(1 + grid**2, channels) / channels**0.5)
+    As in CLIP, the mean of the map is prepended as a further token, a learned position is added to
+    every token, and the output at the mean token is the image feature. oCLIP also keeps the
+    outputs at the other tokens, as input of its decoder. It is an `Attention` itself, instead of
+    having one, because its parameters have those names in CLIP's checkpoints.
+    After https://github.com/openai/CLIP/blob/main/clip/model.py, class AttentionPool2d.
 
-    def tokens(self, feature_map: Tensor) -> Tensor:
-        """List (B, C, h, w) as (B, 1 + S, C): the mean token, then the map, plus positions."""
-        x = feature_map.flatten(2).transpose(1, 2)
-        first, rest = self.positional_embedding.split([1, self.grid**2])
-        rest = resize_table(rest, self.grid, feature_map.shape[2:])
-        return torch.cat([x.mean(1, keepdim=True), x], 1) + torch.cat([first, rest])
+    Args:
+        channels: C of the feature map.
+        side: height and width of the feature map in training. Other sizes interpolate positions.
+        embed_dim: D.
+    """
+
+    def __init__(self, channels: int, side: int, embed_dim: int) -> None:
+        heads = max(1, channels // 64)  # CLIP's rule
+        super().__init__(channels, heads, out_width=embed_dim)
+        self.side = side
+        positions = torch.randn(1 + side * side, channels) * channels**-0.5
+        self.positional_embedding = nn.Parameter(positions)
+
+    def to_tokens(self, feature_map: Tensor) -> Tensor:
+        """Turn (B, C, h, w) into (B, 1 + S, C): the mean token, then the cells, with positions."""
+        cells = feature_map.flatten(2).transpose(1, 2)  # (B, S, C)
+        mean = cells.mean(dim=1, keepdim=True)  # (B, 1, C)
+        mean_position = self.positional_embedding[:1]
+        cell_positions = self.positional_embedding[1:]
+        cell_positions = interpolate_pos_embed(cell_positions, self.side, feature_map.shape[2:])
+        return torch.cat([mean + mean_position, cells + cell_positions], dim=1)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Pool (B, C, h, w): mean token to image feature (B, D), the others to local (B, S, D)."""
-        x = self.tokens(feature_map)
-        y = super().forward(x, x, x, None)
-        return y[:, 0], y[:, 1:]
+        """Turn (B, C, h, w) into the image feature (B, D) and the image tokens (B, S, D)."""
+        tokens = self.to_tokens(feature_map)
+        pooled = super().forward(tokens, tokens, tokens)  # (B, 1 + S, D)
+        return pooled[:, 0], pooled[:, 1:]
 
 
-class Layer(nn.Module):
-    """Attention, MLP, CLIP's GELU; as released, `encode` normalises before and `decode` after."""
+# ---- Steps 2 and 3: character embedding and text encoder ---------------------------------------
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class MLP(nn.Module):
+    """The two-layer perceptron of a Transformer layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = QuickGELU()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm Transformer layer, CLIP's ResidualAttentionBlock."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Turn (B, S, width) into the same shape; only `valid` (B, S) tokens are attended to."""
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, valid)
+        return x + self.mlp(self.ln_2(x))
+
+
+class TextEncoder(nn.Module):
+    """The character-aware text encoder: a Transformer over the characters of one word.
+
+    Each word is a sequence of its own, so the words of an image never see each other. All words
+    share their positions.
+    """
+
+    words_per_sequence = 1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.text_width
+        self.token_embedding = nn.Embedding(len(Alphabet(config.alphabet)), width)
+        positions = torch.empty(MAX_CHARS, self.words_per_sequence, width)
+        self.positional_embedding = nn.Parameter(positions)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # both as in CLIP
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        layers = [EncoderLayer(width, config.text_heads) for _ in range(config.text_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Linear(width, config.embed_dim, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Step 2, ce_j = W_c c_j + PE_j with learned PE: (B, L, N) ids to (B, L, N, T)."""
+        L, N = ids.shape[1:]
+        positions = self.positional_embedding[:L, :N]  # (L, 1, T), in a sentence (L, N, T)
+        return self.token_embedding(ids) + positions
+
+    def to_sequences(self, x: Tensor) -> Tensor:
+        """Turn (B, L, N, ...) into one sequence per word, (B * N, L, ...)."""
+        return x.transpose(1, 2).flatten(0, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Step 3, te = Enc(ce): (B, L, N) ids to (B, L, N, D).
+
+        Pads are never attended to. The output at a pad has no meaning and affects no loss.
+        The shapes below are those of one word per sequence.
+        """
+        B, L, N = ids.shape
+        x = self.to_sequences(self.embed(ids))  # (B * N, L, T)
+        valid = self.to_sequences(ids != PAD)  # (B * N, L)
+        # Softmax needs at least one key, so the pads of an empty slot attend to each other.
+        valid = valid | ~valid.any(dim=1, keepdim=True)
+        for layer in self.layers:
+            x = layer(x, valid)  # D5: no causal mask
+        x = self.text_projection(self.ln_final(x))  # (B * N, L, D)
+        x = x.reshape(B, N, L, -1)  # the inverse of flatten, for words and for sentences
+        return x.transpose(1, 2)  # (B, L, N, D)
+
+
+class SentenceEncoder(TextEncoder):
+    """The paper's ablation: all words of an image are one sequence of N * L positions."""
+
+    words_per_sequence = MAX_WORDS  # each with its own positions
+
+    def to_sequences(self, x: Tensor) -> Tensor:
+        """Turn (B, L, N, ...) into one sequence per image, (B, N * L, ...)."""
+        return x.transpose(1, 2).flatten(1, 2)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """The mean of x (..., D) along `dim` where `mask` (...) is true; zero if it is nowhere true."""
+    included = mask.unsqueeze(-1)
+    return (x * included).sum(dim) / included.sum(dim).clamp(min=1)
+
+
+# ---- Step 4: masking, which happens before step 2 ----------------------------------------------
+
+
+def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Replace one character of every word by MASK, each character with the same probability.
+
+    PAD and UNK are never masked, so a word without a known character stays as it is.
+
+    Args:
+        ids: (B, L, N) int64.
+        generator: one on the CPU, so that a run draws the same on every kind of device; None for
+            torch's global generator.
+    Returns:
+        The ids with MASK, (B, L, N), and the targets, (B, L, N): the id that was replaced where
+        MASK is, and IGNORE_INDEX everywhere else.
+    """
+    can_be_masked = ids > UNK
+    scores = torch.rand(ids.shape, generator=generator).to(ids.device)
+    scores = scores.masked_fill(~can_be_masked, -1)
+    position = scores.argmax(dim=1, keepdim=True)  # (B, 1, N), one in each word slot
+    is_drawn = torch.zeros_like(can_be_masked).scatter(1, position, True)  # (B, L, N)
+    masked = is_drawn & can_be_masked  # nothing in slots without a known character
+    return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE_INDEX)
+
+
+# ---- Step 5: visual-textual decoder ------------------------------------------------------------
+
+
+class DecoderLayer(nn.Module):
+    """Cross-attention and an MLP, without self-attention, so queries never see each other.
+
+    As in the released code, one LayerNorm follows the attention, before its residual sum, and the
+    other precedes the MLP.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attn = Attention(width, heads)
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.ln_1 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        x = self.c_fc(self.ln_2(x))
-        return self.c_proj(F.silu(1.702 * x) / 1.702)  # x sigmoid(1.702 x)
-
-    def encode(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Let characters (B, K, width) see those where `valid` (B, K) (step 3)."""
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, valid)
-        return x + self.mlp(x)
-
-    def decode(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Let queries (B, Q, width) see the image tokens and not each other (step 5)."""
-        query = query + self.ln_1(self.attn(query, key, value, None))
-        return query + self.mlp(query)
-
-
-class TextEncoder(nn.Module):
-    """Transformer over each word; "sentence": over all words at once, a PE for each (L, N)."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        T, self.sentence = config.text_width, config.text_encoder == "sentence"
-        self.character = nn.Parameter(0.02 * torch.randn(len(Alphabet(config.alphabet)), T))
-        self.position = nn.Parameter(0.01 * torch.randn(CHARS, WORDS if self.sentence else 1, T))
-        self.layers = nn.ModuleList(Layer(T, config.text_heads) for _ in range(config.text_layers))
-        self.ln_final = nn.LayerNorm(T)
-        self.projection = nn.Linear(T, config.joint_width, bias=False)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """ce_j = W_c c_j + PE_j, PE learned (step 2): (B, L, N) ids to (B, L, N, T)."""
-        return F.embedding(ids, self.character) + self.position[: ids.shape[1], : ids.shape[2]]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Encode (B, L, N) ids as (B, L, N, D), zero at pads; no character attends to a pad."""
-        B, L, N = ids.shape
-        first, last = (1, 2) if self.sentence else (0, 1)
-        x = self.embed(ids).transpose(1, 2).flatten(first, last)  # (B*N, L, T), or (B, N*L, T)
-        valid = (ids != PAD).transpose(1, 2).flatten(first, last)
-        valid = valid | ~valid.any(1, keepdim=True)  # no characters: see pads, lest softmax be NaN
-        for layer in self.layers:
-            x = layer.encode(x, valid)  # D5
-        x = self.projection(self.ln_final(x)).reshape(B, N, L, -1).transpose(1, 2)
-        return x * (ids != PAD).unsqueeze(-1)
-
-
-def mask_one_char(ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Hide one known character of every word that has one, each equally likely (step 4).
-
-    Args: ids, (B, L, N) int64; generator, a CPU one, so devices draw alike; None: torch's own.
-    Returns: ids with MASK at the drawn places; targets with the hidden ids there, else IGNORE.
-    """
-    draw = torch.rand(ids.shape, generator=generator, device="cpu").to(ids.device)
-    winner = draw.masked_fill(ids <= UNK, -1).argmax(1, keepdim=True)
-    masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, winner, True) & (ids > UNK)
-    return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let queries (B, Q, width) attend to keys and values (B, S, width)."""
+        query = query + self.ln_1(self.attn(query, key, value))
+        return query + self.mlp(self.ln_2(query))
 
 
 class VisualTextualDecoder(nn.Module):
-    """Reads the image tokens with the characters as queries (step 5)."""
+    """Lets the characters attend to the image: y = Dec(te, f).
 
-    def __init__(self, config: Config, grid: int) -> None:
+    Keys are the image tokens plus a learned position; values are the image tokens alone.
+
+    Args:
+        config: the model's sizes.
+        side: height and width of the feature map in training. Other sizes interpolate positions.
+    """
+
+    def __init__(self, config: Config, side: int) -> None:
         super().__init__()
-        width, heads, self.grid = config.joint_width, config.decoder_heads, grid
-        self.position = nn.Parameter(torch.randn(grid**2, width) * width**-0.5)
-        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(config.decoder_layers))
+        width = config.embed_dim
+        self.side = side
+        self.positional_embedding = nn.Parameter(torch.randn(side * side, width) * width**-0.5)
+        layers = [DecoderLayer(width, config.decoder_heads) for _ in range(config.decoder_layers)]
+        self.layers = nn.ModuleList(layers)
         self.ln_final = nn.LayerNorm(width)
 
-    def forward(self, query: Tensor, local: Tensor, size: torch.Size, maps: bool = False) -> Tensor:
-        """Queries (B, Q, D) read tokens (B, S, D), h*w = `size`; maps: last weights, (B, Q, S)."""
-        key = local + resize_table(self.position, self.grid, size)  # values go without position
+    def add_positions(self, image_tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        """Turn image tokens (B, S, D) of a grid (h, w) into keys (B, S, D)."""
+        return image_tokens + interpolate_pos_embed(self.positional_embedding, self.side, grid)
+
+    def forward(self, query: Tensor, image_tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        """Turn queries (B, Q, D) and tokens (B, S, D) of a grid (h, w) into (B, Q, D)."""
+        key = self.add_positions(image_tokens, grid)
         for layer in self.layers:
-            before, query = query, layer.decode(query, key, local)
-        return self.layers[-1].attn.weights(before, key) if maps else self.ln_final(query)
+            query = layer(query, key, image_tokens)
+        return self.ln_final(query)
+
+    def attention_weights(self, query: Tensor, image_tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        """How much each query attends to each token in the last layer, (B, Q, S)."""
+        key = self.add_positions(image_tokens, grid)
+        *earlier_layers, last_layer = self.layers
+        for layer in earlier_layers:
+            query = layer(query, key, image_tokens)
+        return last_layer.attn.weights(query, key)
+
+
+# ---- The model ---------------------------------------------------------------------------------
 
 
 class Output(NamedTuple):
-    """What `VLPT.forward` returns; image and text features are not normalised."""
+    """What the model returns. The image and text features do not have length 1."""
 
     image: Tensor  # (B, D)
     text: Tensor  # (B, D), zero for an image without words
-    logits: Tensor  # (B, L, N, V), zero at pads; with `masked_only` at all but MASK
-    log_scale: Tensor  # (), natural log of 1/temperature
-
-
-def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """L_cls (step 6): mean cross-entropy of logits (B, L, N, V) at the masked positions, where
-    targets (B, L, N), of any device, hold the hidden ids; elsewhere they are IGNORE.
-
-    Returns: () nats, >= 0, ln V at chance; 0, with zero gradient, where nothing is masked.
-    Raises: ValueError if the shapes differ.
-    """
-    if logits.shape[:-1] != targets.shape:
-        raise ValueError(f"targets: got {tuple(targets.shape)}, wanted {tuple(logits.shape[:-1])}")
-    rows, wanted = logits.flatten(0, 2), targets.flatten().to(logits.device)
-    total = F.cross_entropy(rows, wanted, ignore_index=IGNORE, reduction="sum")
-    return total / (wanted != IGNORE).sum().clamp(min=1)
-
-
-def contrastive_loss(image: Tensor, text: Tensor, log_scale: Tensor,
-                     own: slice = slice(None)) -> Tensor:  # fmt: skip
-    """L_bc = H(i2t) + H(t2i) over the batch's cosine similarities (step 7).
-
-    Args: image, text, (B, D) of any norm, row b a pair; a zero text row, no words, counts nowhere;
-        log_scale, ln(1/temperature), exp capped at 100 (D6); own, a process's rows, for its share.
-    Returns: () nats, >= 0, 2 ln B at chance, B with words; 0 for fewer than two; shares add up.
-    Raises: ValueError if the shapes differ.
-    """
-    if image.shape != text.shape:
-        raise ValueError(f"text: got {tuple(text.shape)}, wanted {tuple(image.shape)}, as image")
-    worded = text.ne(0).any(1)
-    pairs = (worded.cumsum(0) - 1)[own][worded[own]]  # D7: places of own rows among the worded
-    image, text = F.normalize(image[worded], dim=1), F.normalize(text[worded], dim=1)
-    scale = log_scale.exp().clamp(max=100)  # D6; no gradient above, so the trainer caps it too
-    i2t = F.cross_entropy(scale * image[pairs] @ text.T, pairs, reduction="sum")
-    t2i = F.cross_entropy(scale * text[pairs] @ image.T, pairs, reduction="sum")
-    return (i2t + t2i) / max(1, len(image))  # D3
-
-
-def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:
-    """L = L_cls + L_bc, no weights (step 8); `contrastive=False` leaves L_bc out."""
-    loss = char_loss(output.logits, targets)
-    return loss + contrastive_loss(*output[:2], output.log_scale) if contrastive else loss
+    logits: Tensor  # (B, L, N, V), without meaning at pads
+    logit_scale: Tensor  # (), the natural logarithm of 1 / temperature
 
 
 class VLPT(nn.Module):
-    """Image encoder, character-aware text encoder and visual-textual decoder of one `Config`."""
+    """Image encoder, text encoder and decoder, in the sizes of a `Config`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config.backbone, **config.backbone_size)
-        grid, width = config.image_size // self.backbone.stride, config.joint_width
-        self.pool = AttentionPool(self.backbone.channels, grid, width)
-        self.text = TextEncoder(config)
-        self.decoder = VisualTextualDecoder(config, grid) if config.decoder != "none" else None
-        self.head = nn.Linear(width, len(Alphabet(config.alphabet)))
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        side = config.image_size // self.backbone.stride
+        self.pool = AttentionPool(self.backbone.channels, side, config.embed_dim)
+        is_sentence = config.text_encoder == "sentence"
+        self.text = SentenceEncoder(config) if is_sentence else TextEncoder(config)
+        self.decoder = None if config.decoder == "none" else VisualTextualDecoder(config, side)
+        self.head = nn.Linear(config.embed_dim, len(Alphabet(config.alphabet)))
+        # As in CLIP the temperature starts at 0.07. Without the contrastive loss it has no use.
+        logit_scale = torch.tensor(1 / 0.07).log()
+        self.logit_scale = nn.Parameter(logit_scale, requires_grad=config.contrastive)
 
-    def forward(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> Output:
-        """Steps 1, 2, 3, 5 on normalised images (B, 3, H, W), sides multiples of 32, and masked ids
-        (B, L, N), of any device; ValueError otherwise. `masked_only`: logits at MASK, one a word.
+    def forward(self, images: Tensor, ids: Tensor) -> Output:
+        """Steps 1, 2, 3 and 5.
+
+        Args:
+            images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, which is the
+                stride of a whole ResNet.
+            ids: (B, L, N) int64 as `mask_one_char` returns them. L is at most 25 and N at most 3;
+                rows and columns that hold only PAD may be cut off.
+        Raises:
+            ValueError: the shape of an argument does not fit.
         """
-        self._check(images, ids, masked_only)
-        filled = (ids != PAD).any(0)  # L, N from here: up to the last filled slot; the rest is 0
-        L, N = (1 + max(filled.any(k).nonzero().flatten().tolist(), default=0) for k in (1, 0))
-        used, feature_map = ids[:, :L, :N].to(images.device), self.backbone(images)[-1]
-        image, local = self.pool(feature_map)
-        te, valid = self.text(used), used != PAD  # te is zero at pads, so sums leave them out
-        words = te.sum(1) / valid.sum(1).clamp(min=1).unsqueeze(-1)  # D1: (B, N, D)
-        text = words.sum(1) / valid.any(1).sum(1, keepdim=True).clamp(min=1)  # D4
-        if masked_only:  # only MASK's query, (B, 1, N, D): queries do not see each other
-            valid = used == MASK
-            te = (te * valid.unsqueeze(-1)).sum(1, keepdim=True)
-        query, size = te.flatten(1, 2), feature_map.shape[2:]  # D2: (B, L*N or N, D)
-        y = self.decoder(query, local, size) if self.decoder else query + image.unsqueeze(1)
-        logits = self.head(y).unflatten(1, (-1, N)) * valid[..., None]  # one query to L, too
-        logits = F.pad(logits, (0, 0, 0, ids.shape[2] - N, 0, ids.shape[1] - L))
-        return Output(image, text, logits, self.log_scale)
+        check_shapes(images, ids)
+        image, image_tokens, grid = self.encode_image(images)  # (B, D), (B, S, D), (h, w)
+        char_features, text = self.encode_text(ids)  # (B, L, N, D), (B, D)
+        logits = self.decode(char_features, image, image_tokens, grid)  # (B, L, N, V)
+        return Output(image, text, logits, self.logit_scale)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Step 1: images (B, 3, H, W) to image feature (B, D), image tokens (B, S, D), (h, w)."""
+        feature_map = self.backbone(images)[-1]  # (B, C, h, w)
+        image, image_tokens = self.pool(feature_map)
+        h, w = feature_map.shape[2:]
+        return image, image_tokens, (h, w)
+
+    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps 2 and 3: ids (B, L, N) to character features (B, L, N, D) and text feature (B, D).
+
+        The text feature is the mean over the words of an image of the mean over their characters.
+        In training the words are the masked ones, as in the released code.
+        """
+        is_char = ids != PAD  # (B, L, N)
+        is_word = is_char.any(dim=1)  # (B, N)
+        char_features = self.text(ids)  # (B, L, N, D)
+        word_features = masked_mean(char_features, is_char, dim=1)  # (B, N, D), D1: a mean
+        text = masked_mean(word_features, is_word, dim=1)  # (B, D), D4: without empty slots
+        return char_features, text
+
+    def decode(
+        self, char_features: Tensor, image: Tensor, image_tokens: Tensor, grid: Sequence[int]
+    ) -> Tensor:
+        """Step 5: character features (B, L, N, D) to logits (B, L, N, V) over the vocabulary."""
+        query = char_features.flatten(1, 2)  # (B, L * N, D), D2: every character
+        if self.decoder is None:
+            y = query + image.unsqueeze(1)
+        else:
+            y = self.decoder(query, image_tokens, grid)  # (B, L * N, D)
+        with autocast_off(y):  # float32, see there
+            logits = self.head(y.to(self.head.weight.dtype))  # (B, L * N, V)
+        return logits.unflatten(1, char_features.shape[1:3])
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where image and characters look, mean over heads; call eval() first; errors: `forward`'s.
+        """Where the image feature and each character look, for figures. Call `eval()` first.
 
-        Returns: the pool's map (B, h, w), without the mean token; the last decoder layer's (B, L,
-            N, h, w), seen through the pool, which mixes places. Each sums to 1, pads' too.
+        The decoder attends to image tokens, which the pool has already mixed over the image. As a
+        heuristic the last decoder layer's weights are multiplied by the pool's weights, which
+        tells where the attended tokens come from. All weights are means over the heads.
+
+        Args:
+            images, ids: as for `forward`.
+        Returns:
+            The pool's map for the image feature, (B, h, w), without the weight of the mean token,
+            and the map of every character, (B, L, N, h, w). Each map sums to 1.
+        Raises:
+            ValueError: a shape does not fit, or the model has no decoder.
         """
-        self._check(images, ids)
+        check_shapes(images, ids)
         if self.decoder is None:
-            raise ValueError("decoder: got 'none', wanted 'visual_textual' for attention maps")
+            raise ValueError("decoder: attention maps need 'visual_textual', got 'none'")
         feature_map = self.backbone(images)[-1]
-        size, tokens = feature_map.shape[2:], self.pool.tokens(feature_map)
-        places = self.pool.weights(tokens, tokens[:, 1:])  # (B, 1 + S, S): image, then local tokens
-        query, local = self.text(ids.to(images.device)).flatten(1, 2), self.pool(feature_map)[1]
-        characters = self.decoder(query, local, size, maps=True) @ places[:, 1:]
-        return places[:, 0].unflatten(1, size), characters.reshape(*ids.shape, *size)
-
-    def _check(self, images: Tensor, ids: Tensor, masked_only: bool = False) -> None:
-        got, size = tuple(images.shape), tuple(ids.shape)
-        if len(got) != 4 or got[1] != 3 or got[2] % 32 or got[3] % 32:
-            raise ValueError(f"images: got {got}, wanted (B, 3, H, W), H and W multiples of 32")
-        if len(size) != 3 or size[0] != got[0] or 0 in size or size[1] > CHARS or size[2] > WORDS:
-            raise ValueError(f"ids: got {size}, wanted ({got[0]}, 1..{CHARS}, 1..{WORDS})")
-        if masked_only and (ids == MASK).sum(1).gt(1).any():
-            raise ValueError("ids: got a word with two MASK, wanted at most one for masked_only")
+        h, w = feature_map.shape[2:]
+        tokens = self.pool.to_tokens(feature_map)
+        pool_weights = self.pool.weights(tokens, tokens[:, 1:])  # (B, 1 + S, S)
+        image_map = pool_weights[:, 0]  # (B, S)
+        _, image_tokens = self.pool(feature_map)
+        query = self.text(ids).flatten(1, 2)  # (B, L * N, D)
+        decoder_weights = self.decoder.attention_weights(query, image_tokens, (h, w))
+        char_maps = decoder_weights @ pool_weights[:, 1:]  # (B, L * N, S)
+        return image_map.unflatten(1, (h, w)), char_maps.reshape(*ids.shape, h, w)
 
 
-LAYOUTS = {  # the stem's names in CLIP, MMOCR's CLIPResNet and timm's resnetaa50d
+class MaskedOnly(nn.Module):
+    """The model as it is trained: it decodes only the masked character of each word.
+
+    The loss looks at no other position and queries do not see each other, so losses and gradients
+    are those of the whole model, for a fraction of the decoder's work. It is a module so that
+    DistributedDataParallel can wrap it.
+    """
+
+    def __init__(self, model: VLPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, ids: Tensor, targets: Tensor) -> tuple[Output, Tensor]:
+        """As `VLPT.forward`, for one position of each word.
+
+        Args:
+            images, ids: as for `VLPT.forward`.
+            targets: (B, L, N) with at most one target per word, as `mask_one_char` returns them.
+        Returns:
+            An output whose logits are (B, 1, N, V), and its targets, (B, 1, N).
+        """
+        check_shapes(images, ids)
+        image, image_tokens, grid = self.model.encode_image(images)
+        char_features, text = self.model.encode_text(ids)
+        # The position of each word's target. Without one it is any, which the losses ignore.
+        position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
+        index = position.unsqueeze(-1).expand(-1, -1, -1, char_features.shape[-1])
+        masked_features = char_features.gather(1, index)  # (B, 1, N, D)
+        logits = self.model.decode(masked_features, image, image_tokens, grid)  # (B, 1, N, V)
+        return Output(image, text, logits, self.model.logit_scale), targets.gather(1, position)
+
+
+def check_shapes(images: Tensor, ids: Tensor) -> None:
+    """Raise a ValueError that names the argument whose shape does not fit."""
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] % 32 or shape[3] % 32 or 0 in shape:
+        raise ValueError(
+            f"images: expected shape (B, 3, H, W) with H and W multiples of 32, got {shape}"
+        )
+    B = len(images)
+    L_range, N_range = range(1, MAX_CHARS + 1), range(1, MAX_WORDS + 1)
+    shape = tuple(ids.shape)
+    if len(shape) != 3 or shape[0] != B or shape[1] not in L_range or shape[2] not in N_range:
+        raise ValueError(f"ids: expected shape ({B}, 1..{MAX_CHARS}, 1..{MAX_WORDS}), got {shape}")
+
+
+def autocast_off(x: Tensor) -> torch.autocast:
+    """A context that computes in float32 within autocast: bfloat16 rounds 8.03 to 8."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Raise half precision to float32 and leave float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ---- Steps 6, 7 and 8: losses ------------------------------------------------------------------
+
+
+def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_cls, step 6: the mean cross-entropy over the masked characters.
+
+    Args:
+        logits: (B, L, N, V).
+        targets: (B, L, N) int64, the masked character's id, IGNORE_INDEX where nothing is masked.
+    Returns:
+        A scalar in nats, at least 0, and 0 with zero gradient if nothing is masked. Guessing
+        evenly among the alphabet's characters gives ln(V - 3), as PAD, MASK and UNK are never
+        targets. Guessing by frequency gives the entropy of the characters, a fairer baseline.
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if logits.shape[:-1] != targets.shape:
+        expected, got = tuple(logits.shape[:-1]), tuple(targets.shape)
+        raise ValueError(f"targets: expected shape {expected} as in logits, got {got}")
+    logits = to_float32(logits).flatten(0, 2)  # (B * L * N, V)
+    targets = targets.flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, logit_scale: Tensor, has_words: Tensor | None = None
+) -> Tensor:
+    """L_bc = H(i2t) + H(t2i), step 7: pairs of image and text against the rest of the batch.
+
+    Args:
+        image, text: (B, D), row b of both is a pair. Their lengths do not matter.
+        logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
+            cap it has no gradient, so a trainer has to keep the parameter below it.
+        has_words: (B,) bool. Other rows are neither pairs nor negatives of other pairs. None: all.
+    Returns:
+        A scalar in nats, at least 0: the sum of both directions (D3), each a mean over the pairs.
+        For n pairs it is 2 ln n at chance. For fewer than two it is 0, with zero gradient.
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if image.shape != text.shape:
+        expected, got = tuple(image.shape), tuple(text.shape)
+        raise ValueError(f"text: expected shape {expected} as image, got {got}")
+    if has_words is None:
+        has_words = torch.ones(len(image), dtype=torch.bool, device=image.device)
+    image = F.normalize(to_float32(image), dim=1)
+    text = F.normalize(to_float32(text), dim=1)
+    scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)  # D6
+    with autocast_off(image):
+        logits = scale * image @ text.T  # (B, B), image i against text j
+    # Rows without words are no pairs: their label is ignored. They are no negatives either: their
+    # columns get the lowest logit there is, which has probability 0.
+    labels = torch.arange(len(image), device=image.device)
+    labels = labels.masked_fill(~has_words, IGNORE_INDEX)
+    lowest = torch.finfo(logits.dtype).min
+    i2t = logits.masked_fill(~has_words, lowest)
+    t2i = logits.T.masked_fill(~has_words, lowest)
+    loss_i2t = F.cross_entropy(i2t, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    loss_t2i = F.cross_entropy(t2i, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return (loss_i2t + loss_t2i) / has_words.sum().clamp(min=1)  # D3: not halved
+
+
+def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:
+    """loss = L_cls + L_bc, step 8, without weights.
+
+    An image without a target counts in neither loss: it has no words, or none that the alphabet
+    can spell.
+
+    Args:
+        output: of `VLPT` or `MaskedOnly`. To train with several processes, gather the outputs and
+            targets of all of them first, with their gradients (D7).
+        targets: (B, L, N), see `char_loss`.
+        contrastive: the model's `config.contrastive`; False is the ablation loss = L_cls.
+    """
+    loss = char_loss(output.logits, targets)
+    if contrastive:
+        has_target = (targets != IGNORE_INDEX).flatten(1).any(dim=1)  # (B,)
+        loss = loss + contrastive_loss(output.image, output.text, output.logit_scale, has_target)
+    return loss
+
+
+# ---- Step 9: export and loading of the backbone ------------------------------------------------
+
+# The stem of CLIP's ResNet has other names in each library. "native" are CLIP's own, "mmocr" those
+# of MMOCR's CLIPResNet, and "timm" those of timm's resnetaa50d.
+LAYOUTS = {
     "native": ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
     "mmocr": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
-    "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")}  # fmt: skip
+    "timm": ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
+}
 
 
 def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
-    """Map native keys to a layout's; a shortcut is -1, 0, 1 in CLIP and 0, 1, 2 elsewhere."""
+    """Map the names of a backbone's tensors to their names in a layout.
+
+    torchvision's ResNets have the same names in timm; MMOCR's layout exists for CLIP's only.
+    """
     keys = {key: key for key in backbone.state_dict()}
-    if layout != "native" and "conv3" in backbone:
-        for key in keys:
-            module, rest = key.split(".", 1)
-            module = dict(zip(LAYOUTS["native"], LAYOUTS[layout], strict=True)).get(module, module)
-            keys[key] = f"{module}.{rest}".replace("downsample.1", "downsample.2")
-            keys[key] = keys[key].replace("downsample.0", "downsample.1")
+    if layout == "native" or isinstance(backbone, TorchvisionResNet):
+        return keys
+    stem = dict(zip(LAYOUTS["native"], LAYOUTS[layout], strict=True))
+    for key in keys:
+        module, rest = key.split(".", maxsplit=1)
+        renamed = f"{stem.get(module, module)}.{rest}"
+        # The parts of a shortcut, pooling, convolution and norm, are numbered -1, 0, 1 by CLIP and
+        # 0, 1, 2 by timm and MMOCR. The norm comes first, so that no name is changed twice.
+        renamed = renamed.replace("downsample.1.", "downsample.2.")
+        renamed = renamed.replace("downsample.0.", "downsample.1.")
+        keys[key] = renamed
     return keys
 
 
-def export_backbone(model: VLPT | Backbone, path: str | Path, layout: str = "native",
-                    **notes: object) -> None:  # fmt: skip
-    """Write the backbone's weights and nothing else, whole or not at all (step 9).
+def export_backbone(
+    model: VLPT | Backbone, path: str | Path, layout: str = "native", **notes: object
+) -> None:
+    """Write the weights of the backbone, running statistics included, and nothing else.
 
-    Args: path, ending in ".pt", or ".safetensors", which alone has metadata; layout, "native"
-        (ours), "timm" or, for CLIP's ResNets, "mmocr"; notes, more metadata: training_data, steps.
-    Raises: ValueError for another path or layout; OSError; ImportError without safetensors.
+    Args:
+        model: a backbone, or a model that has one.
+        path: a file in an existing folder. It ends in ".safetensors" (needs that package; also
+            holds metadata: backbone, layout, pixel statistics, a model's sizes) or in ".pt".
+        layout: whose names the tensors get: "native" (CLIP's or torchvision's), "timm", or "mmocr",
+            which is for CLIP's ResNets only.
+        notes: more metadata, for example training_data="synth".
+    Raises:
+        ValueError: the ending or the layout is not possible, or the folder does not exist.
+        OSError: the file cannot be written. A file that was there before is not changed.
+        ImportError: the package safetensors is missing.
     """
-    path, backbone = Path(path), model.backbone if isinstance(model, VLPT) else model
-    if layout not in LAYOUTS or (layout == "mmocr" and "conv3" not in backbone):
-        raise ValueError(f"layout: got {layout!r}, wanted native, timm, or mmocr for a clip_resnet")
-    runs_own = path.name.startswith("checkpoint.")  # would be overwritten
-    if runs_own or path.suffix not in (".pt", ".safetensors") or not path.parent.is_dir():
-        raise ValueError(f"path: got {path}, wanted other .pt, .safetensors in an existing folder")
+    path = Path(path)
+    backbone = model.backbone if isinstance(model, VLPT) else model
+    layouts = ["native", "timm"] if isinstance(backbone, TorchvisionResNet) else list(LAYOUTS)
+    if layout not in layouts:
+        expected = ", ".join(layouts)
+        raise ValueError(f"layout: expected one of {expected} for {backbone.name}, got {layout!r}")
+    if path.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"path: expected a name that ends in .pt or .safetensors, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"path: expected a file in an existing folder, got {path}")
     keys = layout_keys(backbone, layout)
-    state = {keys[k]: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
-    notes |= {"backbone": backbone.name, "layout": layout, "vlpt_version": __version__}
-    notes |= {"format": "pt", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)}
+    state = backbone.state_dict()
+    state = {keys[key]: tensor.cpu().contiguous() for key, tensor in state.items()}
+    metadata: dict[str, object] = {
+        "format": "pt",  # safetensors' own note that the tensors are torch's
+        "backbone": backbone.name,
+        "layout": layout,
+        "pixel_mean": list(PIXEL_MEAN),
+        "pixel_std": list(PIXEL_STD),
+        "vlpt_version": __version__,
+    }
     if isinstance(model, VLPT):
-        notes |= {"alphabet_size": len(model.config.alphabet)} | dict(model.config.backbone_size)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            if path.suffix == ".pt":
-                torch.save(state, file)
-            else:
-                metadata = {key: str(value) for key, value in notes.items()}
-                file.write(import_module("safetensors.torch").save(state, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        metadata |= {"alphabet_size": len(Alphabet(model.config.alphabet).chars)}
+        metadata |= model.config.backbone_size
+    metadata = {**notes, **metadata}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        content = save(state, {key: str(value) for key, value in metadata.items()})
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+    write_atomically(path, content)
 
 
 def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any) -> Backbone:
-    """Build `name`, see `build_backbone`, filled from an export, a checkpoint or the released one.
+    """Build a backbone with the weights of an export, a checkpoint or the released checkpoint.
 
-    Args: source, a path or the mapping that its file holds, in any layout.
-    Raises: OSError; ValueError for a damaged file or other than exactly the backbone's tensors.
+    Args:
+        source: a file, or the mapping that it holds. The layout is recognised by the names.
+        name, size: as for `build_backbone`.
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or its tensors are not exactly those of this backbone.
+        ImportError: it is a .safetensors file and the package is missing.
     """
-    backbone, state = build_backbone(name, **size), read_tensors(source, "visual.", "backbone.", "")
-    maps = [{v: k for k, v in layout_keys(backbone, layout).items()} for layout in LAYOUTS]
-    native = max(maps, key=lambda names: len(state.keys() & names.keys()))  # the best layout
-    state = {native.get(k, k): v for k, v in state.items() if not k.startswith("attnpool.")}
+    backbone = build_backbone(name, **size)
+    state = read_tensors(source, "visual.", "backbone.", "")
+    state = {key: value for key, value in state.items() if not key.startswith("attnpool.")}
+    # Of all layouts, take the one that shares the most names with the file.
+    native_keys: dict[str, str] = {}
+    for layout in LAYOUTS:
+        candidate = {theirs: ours for ours, theirs in layout_keys(backbone, layout).items()}
+        if len(state.keys() & candidate.keys()) > len(state.keys() & native_keys.keys()):
+            native_keys = candidate
+    state = {native_keys.get(key, key): value for key, value in state.items()}
     try:
         backbone.load_state_dict(state)
-    except RuntimeError as error:  # a line each for missing, for unknown and for misshaped keys
-        told = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:5])
-        where = "source" if isinstance(source, Mapping) else source
-        raise ValueError(f"{where}: not the weights of {name}: {told}") from None
+    except RuntimeError as error:
+        # torch writes a line each for missing keys, unexpected keys and other shapes.
+        lines = [line.strip()[:200] for line in str(error).splitlines()[1:5]]
+        file = "source" if isinstance(source, Mapping) else source
+        raise ValueError(f"{file}: not the weights of {name}: {'; '.join(lines)}") from None
     return backbone
 
 
 def read_tensors(source: str | Path | Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
-    """The tensors under the first prefix that a checkpoint has, names without that prefix."""
-    held = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
-    state = {str(k).removeprefix("module."): v for k, v in held.get("state_dict", held).items()}
-    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), prefixes[-1])
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    """Return the tensors of a checkpoint whose names begin with a prefix, without that prefix.
+
+    Of several prefixes the first one that occurs is used. Leading "module." is always removed.
+    For example `read_tensors(path, "visual.attnpool.")` is the pool of the released checkpoint.
+    """
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
+    state = checkpoint.get("state_dict", checkpoint)
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    for prefix in prefixes:
+        found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if found:
+            return found
+    return {}
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read the dict in a .pt or .safetensors file: tensors and plain values, no code is run."""
-    path = path / "checkpoint.pt" if path.is_dir() else path  # the folder of a run
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read the dictionary in a .pt or .safetensors file. No code in the file is executed.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged or of another kind.
+        ImportError: it is a .safetensors file and the package is missing.
+    """
+    path = Path(path)
+    if is_torchscript(path):
+        raise ValueError(
+            f"{path}: expected a checkpoint, got a TorchScript archive; if you trust it, convert "
+            "it with torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+        )
     try:
         if path.suffix == ".safetensors":
-            return import_module("safetensors.torch").load_file(path)
-        held = dict(torch.load(path, map_location="cpu", weights_only=True))
-        return held | {"state_dict": dict(held.get("state_dict", held))}
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))
+        dict(checkpoint.get("state_dict", {}))  # fails if it is not a mapping
+        return checkpoint
     except (OSError, ImportError):
         raise
-    except Exception as error:  # each kind of damage has its own class, in zipfile, pickle, torch
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+    except Exception as error:  # every kind of damage raises an exception of its own
+        kind = type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({kind})") from None
 
 
-def export_run(run: Path, out: Path, layout: str) -> None:
-    """Export from a folder or checkpoint.pt that train_min.py left, see `export_backbone`."""
-    held = read_checkpoint(run)
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI's CLIP checkpoints are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and onto the disk, so that no crash leaves half of it."""
+    part = path.with_name(path.name + ".part")
     try:
-        model = VLPT(Config(**held["config"]))
-        model.load_state_dict(held["state_dict"])
-        notes = {"training_data": held["args"]["data"], "steps": held["step"]}
-    except (KeyError, TypeError, RuntimeError):
-        raise ValueError(f"{run}: not a checkpoint of train_min.py") from None
-    export_backbone(model, out, layout, **notes)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror}); nothing is changed") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print a model's stages, or export a backbone.")
-    commands = parser.add_subparsers(dest="command")
-    for name in ("tiny", "oclip_rn50"):
-        commands.add_parser(name, help="print each stage for a batch of two images")
-    export = commands.add_parser("export", help="write the backbone of a run of train_min.py")
-    export.add_argument("run", type=Path, help="runs/NAME, or a checkpoint.pt")
-    export.add_argument("out", type=Path, help="a .safetensors or .pt to write")
-    export.add_argument("--layout", choices=LAYOUTS, default="native", help="whose names")
-    args = parser.parse_args()
-    if args.command == "export":
-        try:
-            return export_run(args.run, args.out, args.layout)
-        except (ValueError, OSError, ImportError) as error:
-            parser.exit(1, f"vlpt.py: error: {error}\n")
-
-    def report(stage: nn.Module, _inputs: object, outputs: Tensor | Sequence[Tensor]) -> None:
-        shapes = [tuple(y.shape) for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]
-        size = sum(p.numel() for p in stage.parameters())
-        print(f"{type(stage).__name__:<21}{size:>11,} parameters ->", *shapes)
-
-    config = OCLIP_RN50 if args.command == "oclip_rn50" else TINY
+def print_shapes(config: Config) -> None:
+    """Run a model on two blank images and print the size and the output of each of its parts."""
     model = VLPT(config).eval()
-    for stage in (*model.children(), model):
-        stage.register_forward_hook(report)
-    ids = Alphabet(config.alphabet).encode([config.alphabet * CHARS] * WORDS).expand(2, -1, -1)
-    model(torch.zeros(2, 3, config.image_size, config.image_size), mask_one_char(ids)[0])
+    alphabet = Alphabet(config.alphabet)
+    ids = alphabet.encode([config.alphabet[:MAX_CHARS]] * MAX_WORDS).expand(2, -1, -1)
+    masked_ids, targets = mask_one_char(ids)
+    images = torch.zeros(2, 3, config.image_size, config.image_size)
+
+    def report(part: nn.Module, _inputs: Any, outputs: Any) -> None:
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        shapes = " ".join(str(tuple(tensor.shape)) for tensor in outputs)
+        parameters = sum(p.numel() for p in part.parameters())
+        print(f"{type(part).__name__:<21}{parameters:>11,} parameters -> {shapes}")
+
+    for part in (*model.children(), model):
+        part.register_forward_hook(report)
+    print(f"{'mask_one_char':<44} -> {tuple(masked_ids.shape)} {tuple(targets.shape)}")
+    model(images, masked_ids)
 
 
 if __name__ == "__main__":
-    main()
+    presets = {"tiny": TINY, "oclip_rn50": OCLIP_RN50}
+    preset = sys.argv[1] if len(sys.argv) > 1 else "tiny"
+    if preset not in presets:
+        sys.exit(f"vlpt.py: error: expected one of {', '.join(presets)}, got {preset!r}")
+    print_shapes(presets[preset])

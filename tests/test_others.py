@@ -1,4 +1,4 @@
-"""vlpt.py against other people's code, fed the same weights. Oracles in test_vlpt.py are ours."""
+"""With the same weights vlpt.py computes what torch, open_clip and timm compute."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ def seed():
     torch.manual_seed(0)
 
 
-def lively(model: nn.Module) -> nn.Module:
-    """In float64 and evaluation mode, statistics and gains away from 0 and 1."""
+def randomize_parameters(model: nn.Module) -> nn.Module:
+    """Turn to float64 and evaluation mode, statistics and gains away from 0 and 1."""
     model = model.double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -26,8 +26,9 @@ def lively(model: nn.Module) -> nn.Module:
     return model
 
 
-def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+def assert_equal(got: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding in float64."""
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 class TestTorch:
@@ -47,33 +48,35 @@ class TestTorch:
             nn.init.normal_(layer.bias)
         query, key, value = randn(2, 4, 12), randn(2, 5, 12), randn(2, 5, 12)
         valid = torch.tensor([[True] * 5, [True, False, True, False, True]])
-        want, weights = self.theirs(ours)(query, key, value, key_padding_mask=~valid)
-        close(ours(query, key, value, valid), want)
+        expected, _ = self.theirs(ours)(query, key, value, key_padding_mask=~valid)
+        assert_equal(ours(query, key, value, valid), expected)
         _, weights = self.theirs(ours)(query, key, value)
-        close(ours.weights(query, key), weights)
+        assert_equal(ours.weights(query, key), weights)
 
     def test_encoder_is_a_pre_norm_transformer_encoder(self):
-        layers = [vlpt.Layer(12, 3).double() for _ in range(2)]
+        layers = [vlpt.EncoderLayer(12, 3).double() for _ in range(2)]
         x, valid = randn(2, 5, 12), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
         template = nn.TransformerEncoderLayer(
-            12, 3, 48, 0.0, lambda y: y * torch.sigmoid(1.702 * y), batch_first=True,
-            norm_first=True, dtype=torch.float64,
-        )  # fmt: skip
+            d_model=12,
+            nhead=3,
+            dim_feedforward=48,
+            dropout=0.0,
+            activation=lambda y: y * torch.sigmoid(1.702 * y),
+            batch_first=True,
+            norm_first=True,
+            dtype=torch.float64,
+        )
         encoder = nn.TransformerEncoder(template, 2, enable_nested_tensor=False)
         for ours, theirs in zip(layers, encoder.layers, strict=True):
             theirs.self_attn = self.theirs(ours.attn)
-            pairs = (
-                ("norm1", "ln_1"),
-                ("norm2", "ln_2"),
-                ("linear1", "c_fc"),
-                ("linear2", "c_proj"),
-            )
-            for a, b in pairs:
-                getattr(theirs, a).load_state_dict(getattr(ours, b).state_dict())
-        got = x
-        for ours in layers:
-            got = ours.encode(got, valid)
-        close(got[valid], encoder(x, src_key_padding_mask=~valid)[valid])
+            theirs.norm1.load_state_dict(ours.ln_1.state_dict())
+            theirs.norm2.load_state_dict(ours.ln_2.state_dict())
+            theirs.linear1.load_state_dict(ours.mlp.c_fc.state_dict())
+            theirs.linear2.load_state_dict(ours.mlp.c_proj.state_dict())
+        y = x
+        for layer in layers:
+            y = layer(y, valid)
+        assert_equal(y[valid], encoder(x, src_key_padding_mask=~valid)[valid])
 
 
 class TestOpenCLIP:
@@ -84,20 +87,22 @@ class TestOpenCLIP:
     def test_contrastive_loss_is_exactly_twice_theirs(self):
         image, text = (nn.functional.normalize(randn(6, 4), dim=1) for _ in range(2))
         theirs = self.open_clip.ClipLoss()(image, text, torch.tensor(1.3).double().exp())
-        close(vlpt.contrastive_loss(image, text, torch.tensor(1.3).double()), 2 * theirs)
+        assert_equal(vlpt.contrastive_loss(image, text, torch.tensor(1.3).double()), 2 * theirs)
 
     @pytest.mark.parametrize("size", [64, 96])
     def test_backbone_and_pool_are_clip_s_visual_tower(self, size):
         from open_clip.modified_resnet import ModifiedResNet
 
-        theirs = lively(ModifiedResNet([3, 4, 6, 3], 16, heads=32, image_size=size, width=64))
+        theirs = randomize_parameters(
+            ModifiedResNet([3, 4, 6, 3], 16, heads=32, image_size=size, width=64)
+        )
         theirs.float()  # load_backbone builds in float32: the same numbers on both sides
         state = {f"visual.{key}": value for key, value in theirs.state_dict().items()}
         backbone = vlpt.load_backbone(state, "clip_resnet50").double().eval()
         pool = vlpt.AttentionPool(2048, size // 32, 16).double()
         pool.load_state_dict(theirs.attnpool.state_dict())
         images = randn(2, 3, size, size)
-        close(pool(backbone(images)[-1])[0], theirs.double()(images))
+        assert_equal(pool(backbone(images)[-1])[0], theirs.double()(images))
 
 
 class TestTimm:
@@ -106,19 +111,19 @@ class TestTimm:
         self.timm = pytest.importorskip("timm")
 
     def test_resnetaa50d_reads_the_timm_layout_and_gives_the_same_maps(self, tmp_path):
-        ours = lively(vlpt.build_backbone("clip_resnet50"))
+        ours = randomize_parameters(vlpt.build_backbone("clip_resnet50"))
         vlpt.export_backbone(ours, tmp_path / "b.safetensors", "timm")
         theirs = self.timm.create_model("resnetaa50d", pretrained=False, num_classes=0).double()
         from safetensors.torch import load_file
 
         theirs.load_state_dict(load_file(tmp_path / "b.safetensors"))  # strict
         images = randn(1, 3, 64, 64)
-        close(ours(images)[-1], theirs.eval().forward_features(images))
+        assert_equal(ours(images)[-1], theirs.eval().forward_features(images))
 
     @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
     def test_plain_resnets_read_native_keys(self, name):
-        ours = lively(vlpt.build_backbone(name))
+        ours = randomize_parameters(vlpt.build_backbone(name))
         theirs = self.timm.create_model(name, pretrained=False, num_classes=0).double()
         theirs.load_state_dict(ours.state_dict())
         images = randn(1, 3, 64, 64)
-        close(ours(images)[-1], theirs.eval().forward_features(images))
+        assert_equal(ours(images)[-1], theirs.eval().forward_features(images))

@@ -1,7 +1,9 @@
-"""Tests of experiments/reproduce_min.py: the runs of a table, what they share, what is reported."""
+"""Tests of experiments/reproduce.py: the runs of a table, what they share, what is reported."""
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +14,9 @@ from scipy.stats import ttest_rel
 import data_stub
 import train_min
 import vlpt
-from experiments import detect_min
-from experiments import reproduce_min as rm
+from experiments import reproduce
 
-SMOKE = rm.SCALES["smoke"]
+SMOKE = reproduce.SCALES["smoke"]
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +32,23 @@ def ran(tmp_path_factory):
         (labels / f"gt_img_{n}.txt").write_text("10,10,50,10,50,30,10,30,word\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setitem(rm.PATHS, "icdar2015", "ic")
-        rm.main(["a", "--scale", "smoke"])
+        patch.setitem(reproduce.PATHS, "icdar2015", "ic")
+        reproduce.main(["a", "--scale", "smoke"])
     return root
 
 
 @pytest.fixture
 def inside(ran, monkeypatch):
     monkeypatch.chdir(ran)
-    monkeypatch.setitem(rm.PATHS, "icdar2015", "ic")
+    monkeypatch.setitem(reproduce.PATHS, "icdar2015", "ic")
     return ran / "runs/reproduce/smoke"
 
 
 class TestJobs:
-    @pytest.mark.parametrize("scale", rm.SCALES)
-    @pytest.mark.parametrize("table", rm.TABLES)
+    @pytest.mark.parametrize("scale", reproduce.SCALES)
+    @pytest.mark.parametrize("table", reproduce.TABLES)
     def test_each_has_a_name_of_its_own_and_starts_from_an_earlier_one(self, table, scale):
-        jobs = rm.list_jobs(table, rm.SCALES[scale])
+        jobs = reproduce.list_jobs(table, reproduce.SCALES[scale])
         names = [job.name for job in jobs]
         assert len(set(names)) == len(names) and not any(set(name) & set(" /%") for name in names)
         for k, job in enumerate(jobs):
@@ -55,10 +56,14 @@ class TestJobs:
             json.dumps(dataclasses.asdict(job))
 
     def test_the_two_arms_differ_in_their_start_alone(self):
-        jobs = [job for job in rm.list_jobs("a", rm.SCALES["cpu"]) if job.kind == "finetune"]
+        jobs = [
+            job
+            for job in reproduce.list_jobs("a", reproduce.SCALES["cpu"])
+            if job.kind == "finetune"
+        ]
         arms = [
             [dataclasses.replace(j, name="", arm="", init="") for j in jobs if j.arm == arm]
-            for arm in rm.ARMS
+            for arm in reproduce.ARMS
         ]
         assert arms[0] == arms[1] and len(arms[0]) == 3 * 6
         assert {job.init for job in jobs if job.arm == "scratch"} == {""}
@@ -66,7 +71,7 @@ class TestJobs:
         assert len({job.seed for job in jobs}) >= 3
 
     def test_each_ablation_changes_what_its_name_says(self):
-        jobs = {j.label: j for j in rm.list_jobs("b", SMOKE) if j.stages == "short"}
+        jobs = {j.label: j for j in reproduce.list_jobs("b", SMOKE) if j.stages == "short"}
         configs = {label: vlpt.Config(**job.fields) for label, job in jobs.items()}
         assert configs["all"] == vlpt.Config()
         assert (configs["CAE"].decoder, configs["CAE"].contrastive) == ("none", False)
@@ -75,32 +80,38 @@ class TestJobs:
         assert configs["sentence encoder"].text_encoder == "sentence"
 
     def test_the_shares_of_table_c_are_different_words(self):
-        jobs = [j for j in rm.list_jobs("c", rm.SCALES["cpu"]) if j.stages == "shares"]
+        jobs = [
+            j for j in reproduce.list_jobs("c", reproduce.SCALES["cpu"]) if j.stages == "shares"
+        ]
         assert [j.annotated for j in jobs] == [0.25, 0.5, 0.75, 1] and {j.init for j in jobs} == {
             "short-all"
         }
-        feed, words = rm.SCALES["cpu"].shares[-1].feeds[0], []
+        config, words = reproduce.SCALES["cpu"].shares[-1].sources[0], []
         for job in jobs:
-            data = rm.open_feed(feed, "train", rm.ALNUM, 20, 0, job.annotated)
+            data = reproduce.open_pretraining(
+                config, "train", reproduce.ALNUM, 20, 0, job.annotated
+            )
             seen = [set() for _ in range(20)]
             for k in range(160):  # eight times each
                 seen[data.index(k)] |= {*map(tuple, data[k][1].T.tolist())} - {(0,) * 25}
             words.append(np.mean([len(one) for one in seen]))
         assert words[0] == 1 and np.diff(words).min() > 0.3 and words[-1] > 3.2
 
-    @pytest.mark.parametrize("table", rm.TABLES)
+    @pytest.mark.parametrize("table", reproduce.TABLES)
     def test_a_dry_run_prints_them_and_leaves_nothing(self, table, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        for name, scale in rm.SCALES.items():
-            rm.main([table, "--scale", name, "--dry-run"])
+        for name, scale in reproduce.SCALES.items():
+            reproduce.main([table, "--scale", name, "--dry-run"])
             lines = capsys.readouterr().out.splitlines()
             assert [line.split()[2].removeprefix("name=") for line in lines] == [
-                job.name for job in rm.list_jobs(table, scale)
+                job.name for job in reproduce.list_jobs(table, scale)
             ]
         assert not list(tmp_path.iterdir())
 
     def test_the_big_scale_is_marked_as_not_run(self):
-        assert rm.SCALES["gpu"].status == "not run" and rm.SCALES["gpu"].device == "cuda"
+        assert (
+            reproduce.SCALES["gpu"].status == "not run" and reproduce.SCALES["gpu"].device == "cuda"
+        )
 
 
 class TestPretraining:
@@ -112,11 +123,13 @@ class TestPretraining:
             return torch.zeros(3, size, size, dtype=torch.uint8), None
 
         monkeypatch.setattr(data_stub, "augment", watch)
-        data = rm.open_feed(rm.Feed("icdar2015", 64, 2), "train", rm.ALNUM, 4, 0)
+        data = reproduce.open_pretraining(
+            reproduce.DataConfig("icdar2015", 64, 2), "train", reproduce.ALNUM, 4, 0
+        )
         assert data[0][0].shape == (3, 64, 64) and seen == [None]
         assert data.source[0].quads is None and data.source[0].ignored is None
 
-    def test_every_feed_has_its_own_batch(self, inside, monkeypatch):
+    def test_every_source_has_its_own_batch(self, inside, monkeypatch):
         sizes = []
 
         def watch(model, optimizer, images, ids, targets):
@@ -124,69 +137,83 @@ class TestPretraining:
             return {}
 
         monkeypatch.setattr(train_min, "train_step", watch)
-        feeds = (rm.Feed("synth", 64, 5, rm.one_word), rm.Feed("icdar2015", 32, 2))
-        found = rm.run_stage(vlpt.VLPT(SMOKE.config), rm.Stage(feeds, 4, 1e-3, 10), 0, 1.0)
+        sources = (
+            reproduce.DataConfig("synth", 64, 5, reproduce.one_word),
+            reproduce.DataConfig("icdar2015", 32, 2),
+        )
+        found = reproduce.run_stage(
+            vlpt.VLPT(SMOKE.config), reproduce.Stage(sources, 4, 1e-3, 10), 0, 1.0
+        )
         assert sizes == [(5, 64), (2, 32)] * 4
         assert found["synth"]["pictures"] == 10 and found["icdar2015"]["pictures"] == 3
 
     def test_goes_on_from_a_start_that_was_stopped(self, inside, monkeypatch):
         begun = []
         monkeypatch.setattr(train_min, "main", lambda options: begun.append(options))
-        job, scale = rm.Job("x", "pretrain", "x", stages="stages"), SMOKE
+        job, scale = reproduce.Job("x", "pretrain", "x", stages="stages"), SMOKE
         weights = inside / "start/metrics.json"
-        held = weights.read_bytes()
+        content = weights.read_bytes()
         weights.unlink()
         try:
-            rm.pretrain(job, scale, rm.RUNS / "smoke")
+            reproduce.pretrain(job, scale, reproduce.RUNS / "smoke")
         finally:
-            weights.write_bytes(held)
+            weights.write_bytes(content)
         assert begun == [["--resume", "--name", "reproduce/smoke/start"]]
 
     def test_an_unreadable_picture_is_replaced_and_counted(self, inside, monkeypatch):
         read = data_stub.Pretraining.__getitem__
         broken = [0, 3]
-        monkeypatch.setattr(data_stub.Pretraining, "__getitem__", lambda data, k: (
-            "cut short" if k in broken and data.augment else read(data, k)))  # fmt: skip
+        monkeypatch.setattr(
+            data_stub.Pretraining,
+            "__getitem__",
+            lambda data, k: "cut short" if k in broken and data.augment else read(data, k),
+        )
         sizes = []
-        monkeypatch.setattr(train_min, "train_step", lambda m, o, images, *_: sizes.append(
-            len(images)))  # fmt: skip
-        stage = rm.Stage((rm.Feed("icdar2015", 64, 2),), 3, 1e-3, 4)
-        found = rm.run_stage(vlpt.VLPT(SMOKE.config), stage, 0, 1.0)
+        monkeypatch.setattr(
+            train_min, "train_step", lambda m, o, images, *_: sizes.append(len(images))
+        )
+        stage = reproduce.Stage((reproduce.DataConfig("icdar2015", 64, 2),), 3, 1e-3, 4)
+        found = reproduce.run_stage(vlpt.VLPT(SMOKE.config), stage, 0, 1.0)
         assert found["skipped"] == 2 and sizes == [2, 2, 2]
 
     def test_a_share_starts_from_the_weights_of_table_b(self, inside, monkeypatch):
-        rm.main(["c", "--scale", "smoke", "--only", "short-all"])
+        reproduce.main(["c", "--scale", "smoke", "--only", "short-all"])
         started = []
-        monkeypatch.setattr(rm, "run_stage", lambda model, *_: started.append(
-            {k: v.clone() for k, v in model.state_dict().items()}) or {})  # fmt: skip
-        monkeypatch.setattr(rm, "save", lambda *_: None)
-        job = next(j for j in rm.list_jobs("c", SMOKE) if j.stages == "shares")
-        rm.pretrain(job, SMOKE, inside)
+        monkeypatch.setattr(
+            reproduce,
+            "run_stage",
+            lambda model, *_: (
+                started.append({k: v.clone() for k, v in model.state_dict().items()}) or {}
+            ),
+        )
+        monkeypatch.setattr(reproduce, "save_checkpoint", lambda *_: None)
+        job = next(j for j in reproduce.list_jobs("c", SMOKE) if j.stages == "shares")
+        reproduce.pretrain(job, SMOKE, inside)
         weights = vlpt.read_checkpoint(inside / "short-all.pt")["state_dict"]
         assert all(torch.equal(started[0][key], weights[key]) for key in weights)
 
     def test_goes_on_after_the_last_finished_stage(self, inside, monkeypatch, tmp_path):
-        job = rm.Job("two", "pretrain", "two", stages="short")
+        job = reproduce.Job("two", "pretrain", "two", stages="short")
         scale = dataclasses.replace(SMOKE, short=SMOKE.short * 2)
-        whole = rm.pretrain(job, scale, inside)
+        whole = reproduce.pretrain(job, scale, inside)
         weights = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
         for path in ("two.pt", "two-1.pt"):
             (inside / path).unlink()
         count = []
-        step = rm.run_stage
-        monkeypatch.setattr(rm, "run_stage", lambda *args: count.append(1) or step(*args))
-        assert rm.pretrain(job, scale, inside) == whole and len(count) == 1
+        step = reproduce.run_stage
+        monkeypatch.setattr(reproduce, "run_stage", lambda *args: count.append(1) or step(*args))
+        assert reproduce.pretrain(job, scale, inside) == whole and len(count) == 1
         again = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
         assert all(torch.equal(weights[key], again[key]) for key in weights)
 
 
 class TestTableA:
     def test_every_run_has_a_file_and_is_not_run_again(self, inside, monkeypatch, capsys):
-        jobs = rm.list_jobs("a", SMOKE)
+        jobs = reproduce.list_jobs("a", SMOKE)
         assert {f"{job.name}.json" for job in jobs} <= {path.name for path in inside.iterdir()}
         for name in ("pretrain", "finetune"):
-            monkeypatch.setattr(rm, name, None)
-        rm.main(["a", "--scale", "smoke"])
+            monkeypatch.setattr(reproduce, name, None)
+        reproduce.main(["a", "--scale", "smoke"])
         out = capsys.readouterr().out
         assert out.count("done before") == len(jobs)
         assert {"a.md", "a.json", "a.png"} <= {path.name for path in inside.iterdir()}
@@ -201,76 +228,99 @@ class TestTableA:
     def test_the_pre_trained_arm_starts_from_the_pre_training(self, inside, monkeypatch):
         started = []
 
-        def stop(model, *_):
+        def stop(model, *_, **options):
             started.append(model.backbone.state_dict())
             raise ValueError("enough")
 
-        monkeypatch.setattr(detect_min, "fit", stop)
+        monkeypatch.setattr(reproduce, "train_detector", stop)
         weights = vlpt.read_checkpoint(inside / "pre-all.pt")["state_dict"]
-        for arm in rm.ARMS:
-            job = next(j for j in rm.list_jobs("a", SMOKE) if j.kind == "finetune" and j.arm == arm)
+        for arm in reproduce.ARMS:
+            job = next(
+                j for j in reproduce.list_jobs("a", SMOKE) if j.kind == "finetune" and j.arm == arm
+            )
             with pytest.raises(ValueError, match="enough"):
-                rm.finetune(job, SMOKE, inside)
-        same = [torch.equal(held["conv1.weight"], weights["backbone.conv1.weight"])
-                for held in started]  # fmt: skip
+                reproduce.finetune(job, SMOKE, inside)
+        same = [
+            torch.equal(state["conv1.weight"], weights["backbone.conv1.weight"])
+            for state in started
+        ]
         assert same == [False, True]
 
-    def test_an_arm_s_learning_rate_is_its_best(self, inside, tmp_path):
+    def test_the_learning_rate_of_an_arm_is_its_best(self, inside, tmp_path):
         def tried(job, lr, f):
             run = {"job": dataclasses.asdict(job), "result": {"lr": lr, "f": f}}
             run |= dict.fromkeys(("seconds", "machine", "date"), "")
             (tmp_path / f"rate-{job.name}-{lr}.json").write_text(json.dumps(run))
 
-        job = rm.Job("scratch", "finetune", "x", "scratch")
-        trained = rm.Job("pre-trained", "finetune", "x", "pre-trained")
-        rendered = rm.Job("rendered", "finetune", "x", "scratch", rendered=True, samples=2)
+        job = reproduce.Job("scratch", "finetune", "x", "scratch")
+        trained = reproduce.Job("pre-trained", "finetune", "x", "pre-trained")
+        rendered = reproduce.Job("rendered", "finetune", "x", "scratch", rendered=True, samples=2)
         for one, scores in ((job, (0.2, 0.3)), (trained, (0.9, 0.1)), (rendered, (0.9, 0.8))):
             for lr, f in zip(SMOKE.rates, scores, strict=True):
                 tried(one, lr, f)
-        assert rm.choose_rate(job, SMOKE, tmp_path) == 3e-3
-        assert rm.choose_rate(trained, SMOKE, tmp_path) == 1e-3
-        assert rm.choose_rate(rendered, SMOKE, tmp_path) == 1e-3  # others than the photographs'
+        assert reproduce.choose_rate(job, SMOKE, tmp_path) == 3e-3
+        assert reproduce.choose_rate(trained, SMOKE, tmp_path) == 1e-3
+        assert reproduce.choose_rate(rendered, SMOKE, tmp_path) == 1e-3  # not the photographs' rate
         other = dataclasses.replace(rendered, samples=3)
-        with pytest.raises(ValueError, match=r"got rate-\*\.json of rendered for \[\], wanted \["):
-            rm.choose_rate(other, SMOKE, tmp_path)
+        with pytest.raises(ValueError, match=r"expected the rates \[0\.001, 0\.003\], got \[\]"):
+            reproduce.choose_rate(other, SMOKE, tmp_path)
         (tmp_path / "rate-scratch-0.003.json").unlink()  # half of a grid chooses nothing
-        with pytest.raises(ValueError, match=r"for \[0\.001\], wanted \[0\.001, 0\.003\]"):
-            rm.choose_rate(job, SMOKE, tmp_path)
+        with pytest.raises(
+            ValueError, match=r"expected the rates \[0\.001, 0\.003\], got \[0\.001\]"
+        ):
+            reproduce.choose_rate(job, SMOKE, tmp_path)
 
-    def test_rendered_pictures_are_none_of_pre_training_s(self, inside, monkeypatch):
+    def test_rendered_pictures_are_other_ones_than_in_pre_training(self, inside, monkeypatch):
         opened = []
-        monkeypatch.setattr(detect_min, "open_pages", lambda spec, *rest: opened.append(rest)
-                            or [None] * rest[2])  # fmt: skip
-        monkeypatch.setattr(detect_min, "Crops", lambda pages, *_: opened.append(len(pages)))
-        monkeypatch.setattr(detect_min, "evaluate", lambda model, pages, _: opened.append(
-            len(pages)) or {})  # fmt: skip
-        monkeypatch.setattr(detect_min, "fit", lambda *_: [])
-        jobs = [j for j in rm.list_jobs("a", SMOKE) if j.rendered and j.arm == "scratch"]
-        rm.finetune(jobs[-1], SMOKE, inside)
+
+        def open_dataset(spec, *rest):
+            opened.append(rest)
+            return [None] * rest[2]
+
+        def evaluate(model, source, config):
+            opened.append(len(source))
+            return {}
+
+        monkeypatch.setattr(reproduce, "open_dataset", open_dataset)
+        monkeypatch.setattr(
+            reproduce, "TrainingCrops", lambda source, *_: opened.append(len(source))
+        )
+        monkeypatch.setattr(reproduce, "evaluate_detector", evaluate)
+        monkeypatch.setattr(reproduce, "train_detector", lambda *_, **options: [])
+        jobs = [j for j in reproduce.list_jobs("a", SMOKE) if j.rendered and j.arm == "scratch"]
+        reproduce.finetune(jobs[-1], SMOKE, inside)
         task = SMOKE.rendered
-        assert opened[0] == ("train", 64, jobs[-1].samples, 1001)  # pre-training's seeds: 0, 1, ..
+        assert opened[0] == ("train", 64, jobs[-1].samples, 1001)  # pre-training has seeds 0, 1, ..
         assert opened[2:] == [jobs[-1].samples, task.count]
         opened.clear()
-        rm.finetune(jobs[0], SMOKE, inside)  # of the learning rate
-        assert opened[0][2] == task.samples + task.count and opened[2:] == [
-            task.samples,
-            task.count,
-        ]
+        reproduce.finetune(jobs[0], SMOKE, inside)  # to choose a learning rate
+        assert opened[0][2] == task.samples + task.count
+        assert opened[1:] == [task.samples, task.count]
 
     def test_rates_are_judged_on_other_photographs(self, inside, monkeypatch):
         seen = {}
-        crops = detect_min.Crops
-        monkeypatch.setattr(detect_min, "Crops", lambda pages, *rest: seen.update(
-            train={pages.name(k) for k in range(len(pages))}) or crops(pages, *rest))  # fmt: skip
-        monkeypatch.setattr(detect_min, "evaluate", lambda model, pages, settings: seen.update(
-            test={pages.name(k) for k in range(len(pages))}) or {})  # fmt: skip
-        monkeypatch.setattr(detect_min, "fit", lambda *_: [])
-        jobs = rm.list_jobs("a", SMOKE)
-        rm.finetune(next(j for j in jobs if j.kind == "rate"), SMOKE, inside)
+        crops = reproduce.TrainingCrops
+
+        def names(source):
+            return {source.name(k) for k in range(len(source))}
+
+        def watch_crops(source, *rest):
+            seen["train"] = names(source)
+            return crops(source, *rest)
+
+        def watch_evaluation(model, source, config):
+            seen["test"] = names(source)
+            return {}
+
+        monkeypatch.setattr(reproduce, "TrainingCrops", watch_crops)
+        monkeypatch.setattr(reproduce, "evaluate_detector", watch_evaluation)
+        monkeypatch.setattr(reproduce, "train_detector", lambda *_, **options: [])
+        jobs = reproduce.list_jobs("a", SMOKE)
+        reproduce.finetune(next(j for j in jobs if j.kind == "rate"), SMOKE, inside)
         assert seen["train"] == {f"img_{n}" for n in range(1, 15)}
         assert seen["test"] <= {f"img_{n}" for n in range(15, 18)}
-        rm.finetune(next(j for j in jobs if j.kind == "finetune" and j.subset is None
-                         and not j.rendered), SMOKE, inside)  # fmt: skip
+        on_all = [j for j in jobs if j.kind == "finetune" and j.subset is None and not j.rendered]
+        reproduce.finetune(on_all[0], SMOKE, inside)
         assert seen["train"] == {f"img_{n}" for n in range(1, 18)}
         assert seen["test"] <= {f"img_{n}" for n in (801, 802, 803)}
 
@@ -282,34 +332,39 @@ class TestTableA:
         for path in inside.glob("*.json"):
             (folder / path.name).write_text(path.read_text())
         (folder / "a-2-scratch-0.json").write_text(content)
-        with pytest.raises(SystemExit, match=r"error: .*a-2-scratch-0\.json: not a run's JSON"):
-            rm.main(["a", "--scale", "smoke"])
+        with pytest.raises(
+            SystemExit, match=r"error: .*a-2-scratch-0\.json: expected the record of a run"
+        ):
+            reproduce.main(["a", "--scale", "smoke"])
 
 
 class TestData:
     @pytest.mark.parametrize("name", ["icdar2015", "synthtext", "totaltext"])
     def test_what_is_missing_is_said_before_hours_of_training(self, name, monkeypatch, tmp_path):
-        feeds = () if name == "totaltext" else (rm.Feed(name, 64, 2),)
-        scale = dataclasses.replace(SMOKE, task=dataclasses.replace(SMOKE.task, data="synth"),
-                                    stages=(rm.Stage(feeds, 1, 1e-3),))  # fmt: skip
+        sources = () if name == "totaltext" else (reproduce.DataConfig(name, 64, 2),)
+        scale = dataclasses.replace(
+            SMOKE,
+            task=dataclasses.replace(SMOKE.task, data="synth"),
+            stages=(reproduce.Stage(sources, 1, 1e-3),),
+        )
         if name == "totaltext":
             scale = dataclasses.replace(scale, task=dataclasses.replace(SMOKE.task, data=name))
-        monkeypatch.setitem(rm.PATHS, name, str(tmp_path / "gone"))
-        monkeypatch.setitem(rm.SCALES, "smoke", scale)
-        monkeypatch.setattr(rm, "run_jobs", None)
+        monkeypatch.setitem(reproduce.PATHS, name, str(tmp_path / "gone"))
+        monkeypatch.setitem(reproduce.SCALES, "smoke", scale)
+        monkeypatch.setattr(reproduce, "run_jobs", None)
         with pytest.raises(SystemExit, match=r"error: .*gone"):
-            rm.main(["a", "--scale", "smoke"])
+            reproduce.main(["a", "--scale", "smoke"])
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
     def test_the_big_scale_wants_a_gpu(self):
-        with pytest.raises(SystemExit, match="--scale: got one for a GPU, but torch finds none"):
-            rm.main(["a", "--scale", "gpu"])
+        with pytest.raises(SystemExit, match="--scale: expected cpu, got one that needs a GPU"):
+            reproduce.main(["a", "--scale", "gpu"])
 
 
 class TestOtherTables:
     @pytest.mark.parametrize("table", ["b", "c", "d"])
     def test_run_and_leave_their_files(self, table, inside, capsys):
-        rm.main([table, "--scale", "smoke"])
+        reproduce.main([table, "--scale", "smoke"])
         rows = json.loads((inside / f"{table}.json").read_text())
         labels = {
             "b": ["CAE", "CAE + BCL", "CAE + VTD", "all", "sentence encoder"],
@@ -328,37 +383,42 @@ class TestOtherTables:
     def test_attention_that_is_spread_evenly_is_the_area(self, inside, monkeypatch):
         even = torch.full((1, 4, 4), 1 / 16)
         monkeypatch.setattr(vlpt.VLPT, "attention_maps", lambda *_: (even, None))
-        job = rm.Job("even", "attention", "even", "even")
-        result = rm.attention(job, SMOKE, inside)
+        job = reproduce.Job("even", "attention", "even", "even")
+        result = reproduce.measure_attention(job, SMOKE, inside)
         assert result["share"] == pytest.approx(result["area"]) and 0 < result["area"] < 1
 
 
 class TestReports:
     ROWS = [  # noqa: RUF012
-        {"label": "100 photographs", "paper": None, "values": {
-            "scratch": {"0": 10.0, "1": 12.0, "2": 14.0},
-            "pre-trained": {"0": 20.0, "1": 23.0, "2": 23.0}}},
+        {
+            "label": "100 photographs",
+            "paper": None,
+            "values": {
+                "scratch": {"0": 10.0, "1": 12.0, "2": 14.0},
+                "pre-trained": {"0": 20.0, "1": 23.0, "2": 23.0},
+            },
+        },
         {"label": "all photographs", "paper": None, "values": {"scratch": {"0": 10.0}}},
-    ]  # fmt: skip
+    ]
 
     def test_mean_deviation_and_paired_test(self):
         p = ttest_rel([20, 23, 23], [10, 12, 14]).pvalue
-        assert rm.to_markdown("a", self.ROWS)[2:] == [
+        assert reproduce.to_markdown("a", self.ROWS)[2:] == [
             f"| 100 photographs | 12.0 ± 2.0 | 22.0 ± 1.7 | +10.0 ± 1.0 (n = 3, p = {p:.2g}) |",
             "| all photographs | 10.0 (1 seed) | not run | not run |",
         ]
 
     def test_seeds_are_paired_by_their_number(self):
         row = {"values": {"scratch": {"0": 1.0, "1": 5.0}, "pre-trained": {"1": 7.0, "2": 9.0}}}
-        assert rm.compare(row) == "+2.0 (1 seed)"
+        assert reproduce.compare_arms(row) == "+2.0 (1 seed)"
 
-    def test_the_paper_s_numbers_stand_beside(self):
+    def test_the_numbers_of_the_paper_stand_beside(self):
         rows = [{"label": "all", "paper": 85.5, "values": {"pre-trained": {"0": 30.0, "1": 32.0}}}]
-        assert rm.to_markdown("b", rows)[-1] == "| all | 31.0 ± 1.4 | 85.5 |"
+        assert reproduce.to_markdown("b", rows)[-1] == "| all | 31.0 ± 1.4 | 85.5 |"
 
     def test_summary_holds_what_the_runs_left(self, inside, monkeypatch, tmp_path):
-        monkeypatch.setattr(rm, "RESULTS", tmp_path / "results.json")
-        rm.main(["summary", "--scale", "smoke"])
+        monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
+        reproduce.main(["summary", "--scale", "smoke"])
         found = json.loads((tmp_path / "results.json").read_text())
         f = json.loads((inside / "a-2-scratch-0.json").read_text())["result"]["f"]
         assert found["tables"]["a"][0]["values"]["scratch"]["0"] == round(100 * f, 2)
@@ -366,32 +426,58 @@ class TestReports:
 
     def test_without_runs_there_is_no_summary(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit, match="got no runs, wanted some"):
-            rm.main(["summary", "--scale", "smoke"])
+        with pytest.raises(SystemExit, match="expected runs, got none"):
+            reproduce.main(["summary", "--scale", "smoke"])
 
 
 class TestReadme:
     def test_shows_what_was_measured(self, capsys):
-        rm.main(["check-readme"])
+        reproduce.main(["check-readme"])
         assert "agrees" in capsys.readouterr().out
 
     def test_another_number_is_noticed(self, tmp_path, monkeypatch):
-        results = json.loads(rm.RESULTS.read_text())
+        results = json.loads(reproduce.RESULTS.read_text())
         rows = [row for table in "abc" for row in results["tables"][table]]
         rows += results["tables"]["d"][-2:]
-        monkeypatch.setattr(rm, "RESULTS", tmp_path / "results.json")
+        monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
         for values in (values for row in rows for values in row["values"].values()):
-            held = dict(values)
+            before = dict(values)
             values.update({seed: value + 1 for seed, value in values.items()})
             (tmp_path / "results.json").write_text(json.dumps(results))
-            told = r"README\.md: its (first table lacks|table is not that of) results\.json"
-            with pytest.raises(SystemExit, match=told):
-                rm.main(["check-readme"])
-            values.update(held)
+            message = r"README\.md: expected .* results\.json"
+            with pytest.raises(SystemExit, match=message):
+                reproduce.main(["check-readme"])
+            values.update(before)
 
     def test_is_that_of_the_scale_that_was_run(self):
-        results = json.loads(rm.RESULTS.read_text())
-        assert results["scale"] == "cpu" and set(results["tables"]) == set(rm.TABLES)
-        numbers = [value for row in results["tables"]["a"] for values in row["values"].values()
-                   for value in values.values()]  # fmt: skip
+        results = json.loads(reproduce.RESULTS.read_text())
+        assert results["scale"] == "cpu" and set(results["tables"]) == set(reproduce.TABLES)
+        numbers = [
+            value
+            for row in results["tables"]["a"]
+            for values in row["values"].values()
+            for value in values.values()
+        ]
         assert np.isfinite(numbers).all() and min(numbers) >= 0 and max(numbers) <= 100
+
+
+class TestCommand:
+    def test_help_says_where_to_run_it(self, capsys):
+        with pytest.raises(SystemExit):
+            reproduce.main(["--help"])
+        out = capsys.readouterr().out
+        assert "python -m experiments.reproduce a" in out
+        assert "from the clone of the repository" in out
+
+    def test_runs_as_a_module_of_the_clone(self):
+        command = [sys.executable, "-m", "experiments.reproduce", "a", "--scale", "huge"]
+        done = subprocess.run(
+            command, cwd=reproduce.ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("python -m experiments.reproduce: error: argument --scale: ")
+
+    def test_a_run_that_no_table_has_is_one_line(self):
+        message = "error: --only: expected a part of a run's name .*, got 'nothing'"
+        with pytest.raises(SystemExit, match=message):
+            reproduce.main(["a", "--only", "nothing", "--dry-run"])

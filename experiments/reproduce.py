@@ -1,0 +1,961 @@
+"""The tables of the paper at a small scale: does this pre-training help a detector, and which part?
+
+    python -m experiments.reproduce a            # from scratch against pre-trained
+    python -m experiments.reproduce b            # CAE, +BCL, +VTD, all, sentence encoder
+    python -m experiments.reproduce c            # 25, 50, 75 and 100 % of the words annotated
+    python -m experiments.reproduce d            # attention on text, with pictures
+    python -m experiments.reproduce summary      # collect all tables in experiments/results.json
+    python -m experiments.reproduce check-readme # compare the README with that file
+
+Run these from the clone of the repository. The environment variables VLPT_ICDAR2015, VLPT_SYNTHTEXT
+and VLPT_TOTALTEXT say where the data sets are. Each run leaves one JSON file in
+runs/reproduce/SCALE/. A run that has left one is not repeated, so that a table continues where it
+was stopped. `--dry-run` prints the runs of a table. The results, a.md, a.json, a.png and so on, lie
+beside the runs.
+
+The protocol was written before the comparison was run; LOG.md says what was changed later, and why.
+- The two arms, "scratch" and "pre-trained", differ in nothing but the first weights of the backbone
+  and the learning rate. Sizes, the smallest score of a detection and the budget were chosen on the
+  scratch arm. The budget is 2400 crops, as with 1200 crops its F-score was 0 on img_701 .. img_800.
+- The learning rate of each arm is the best one of the same grid. Photographs: trained on 100 of
+  img_1 .. img_700, scored on img_701 .. img_800. Rendered pictures: scored on 200 others of the
+  training half. Tables b and c use the rate of "pre-all"; the longer row of table a uses the rate
+  that was chosen with 2400 crops.
+- Detectors are trained on 100, 200 and all 800 of img_1 .. img_800, which are the same for the same
+  seed, and scored once, after the last step, on img_801 .. img_1000. Every seed counts.
+- Pre-training sees rendered pictures with their words, and the training photographs with their
+  transcriptions. The boxes are removed first (`WithoutQuads`). Each pre-training is run once, so
+  the spread of a row is that of the detector's seeds.
+- Rendered pictures for a detector have the full variety, and other seeds than in pre-training.
+- Table c continues from the "all" pre-training of table b, with pictures of up to four words that
+  are each shown eight times.
+- The test is a paired, two-sided one over the seeds (scipy.stats.ttest_rel).
+
+The file of a run does not record its scale. Remove the files that a change of `SCALES` concerns.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.stats import ttest_rel
+from tqdm import tqdm
+
+import data_stub
+import train_min
+import vlpt
+from readers import open_source
+from training.options import Parser
+from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
+from transfer.detect import evaluate_detector, place, train_detector
+from transfer.psenet import DetectorConfig, build_detector
+
+PROGRAM = "python -m experiments.reproduce"
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = Path("runs/reproduce")
+RESULTS = ROOT / "experiments/results.json"
+PATHS = {  # where the data sets are
+    "icdar2015": os.getenv("VLPT_ICDAR2015", "icdar2015"),
+    "synthtext": os.getenv("VLPT_SYNTHTEXT", "SynthText"),
+    "totaltext": os.getenv("VLPT_TOTALTEXT", "Total-Text"),
+}
+ALNUM = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ARMS = {"scratch": "", "pre-trained": "pre-all"}  # and the pre-training that each starts from
+# Table b: fields of Config, and the F-score in the paper.
+VARIANTS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "CAE": ({"decoder": "none", "contrastive": False}, 82.6),
+    "CAE + BCL": ({"decoder": "none"}, 82.9),
+    "CAE + VTD": ({"contrastive": False}, 83.9),
+    "all": ({}, 85.5),
+    "sentence encoder": ({"text_encoder": "sentence"}, None),
+}
+SHARES = {0.25: 84.8, 0.5: 85.2, 0.75: 85.4, 1.0: 85.5}  # table c, and the F-score in the paper
+PAPER = "paper: PSENet, ResNet-50, Total-Text, pre-trained on SynthText: other data, other scale"
+TABLES = {
+    "a": "F-score in %, from scratch and pre-trained, mean ± sd of the seeds",
+    "b": "F-score in % by the pre-training, one each, mean ± sd of the seeds",
+    "c": "F-score in % by the share of the words annotated, mean ± sd of the seeds",
+    "d": "Share in % of the pooled attention within the words of held-out rendered pictures",
+}
+
+
+# ------------------------------------------------------------------------------------- the scales
+
+
+class DataConfig(NamedTuple):
+    """Where a stage of pre-training takes pictures from."""
+
+    data: str  # "synth", or a key of PATHS
+    size: int  # height = width, pixels
+    batch: int
+    scene: data_stub.Scene = data_stub.Scene()  # of "synth"
+    pictures: int | None = None  # of "synth", shown again and again; None: each is a new one
+
+
+class Stage(NamedTuple):
+    """A part of pre-training, with its own warm-up and cosine to zero."""
+
+    sources: tuple[DataConfig, ...]  # one step on each in turn
+    rounds: int
+    lr: float
+    heldout: int = 512  # held-out pictures of each source to evaluate on, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a detector is trained and scored on."""
+
+    data: str
+    long_side: int  # of a picture, pixels
+    crop: int  # side of a training crop, pixels
+    samples: int  # crops to train on
+    batch: int
+    count: int  # pictures to score on, at most
+    smallest_kernel: float = 0.4
+    curved: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The sizes of everything."""
+
+    config: vlpt.Config
+    backbone: str  # its name in transfer/psenet.py
+    width: int  # channels of the detector's pyramid
+    start: tuple[str, ...] | None  # options of train_min.py; the weights of that run begin `stages`
+    stages: tuple[Stage, ...]  # of table a
+    short: tuple[Stage, ...]  # of tables b and d, from random weights
+    shares: tuple[Stage, ...]  # of table c, from the weights of "all" in table b
+    task: Task  # real photographs
+    rendered: Task | None
+    subsets: tuple[int | None, ...]  # photographs to train on, None for all
+    rate_subset: int | None  # of these, for learning rates, tables b and c and the longer row of a
+    rates: tuple[float, ...]  # the grid of learning rates
+    seeds: tuple[int, ...]
+    device: str = "cpu"
+    workers: int = 0  # processes that prepare a detector's crops
+    shown: int = 200  # pictures of table d
+    status: str = ""
+
+
+one_word = data_stub.Scene(
+    alphabet=ALNUM,
+    kinds=("random", "random", "list", "number"),
+    words=(1, 1),
+    chars=(1, 4),
+    height=(0.22, 0.45),
+    tilt=10.0,
+)
+two_words = data_stub.Scene(
+    alphabet=ALNUM,
+    kinds=("random", "list", "pseudo", "number"),
+    words=(1, 2),
+    chars=(1, 5),
+    height=(0.14, 0.4),
+    tilt=15.0,
+)
+four_words = data_stub.Scene(
+    alphabet=ALNUM,
+    kinds=("random", "pseudo", "number"),
+    words=(4, 4),
+    chars=(1, 3),
+    height=(0.12, 0.16),
+    tilt=10.0,
+)
+
+SCALES = {
+    "cpu": Scale(
+        config=dataclasses.replace(vlpt.TINY, alphabet=ALNUM),
+        backbone="tiny",
+        width=32,
+        start=("--preset", "tiny"),  # the demo
+        stages=(
+            Stage((DataConfig("synth", 64, 64, one_word),), 700, 1e-3),
+            Stage((DataConfig("synth", 64, 64, two_words),), 200, 1e-3),
+            Stage(
+                (DataConfig("synth", 64, 64, two_words), DataConfig("icdar2015", 448, 6)), 60, 5e-4
+            ),
+        ),
+        short=(
+            Stage((DataConfig("synth", 64, 64, data_stub.DIGITS),), 500, 1e-3),
+            Stage((DataConfig("synth", 64, 64, two_words),), 300, 1e-3),
+        ),
+        shares=(Stage((DataConfig("synth", 96, 64, four_words, 1600),), 200, 1e-3),),
+        task=Task("icdar2015", long_side=640, crop=160, samples=2400, batch=4, count=200),
+        rendered=Task("synth", long_side=192, crop=160, samples=600, batch=4, count=200),
+        subsets=(100, 200, None),
+        rate_subset=100,
+        rates=(1e-3, 3e-3, 1e-2),
+        seeds=(0, 1, 2),
+    ),
+    "gpu": Scale(
+        config=vlpt.OCLIP_RN50,
+        backbone="clip_resnet50",
+        width=256,
+        start=None,
+        stages=(Stage((DataConfig("synthtext", 512, 80),), 30_000, 1e-4),),
+        short=(Stage((DataConfig("synthtext", 512, 80),), 10_000, 1e-4),),
+        shares=(Stage((DataConfig("synthtext", 512, 80),), 10_000, 1e-4),),
+        task=Task(
+            "totaltext",
+            long_side=1280,
+            crop=640,
+            samples=48_000,
+            batch=16,
+            count=300,
+            smallest_kernel=0.7,
+            curved=True,
+        ),
+        rendered=None,
+        subsets=(None,),
+        rate_subset=None,
+        rates=(1e-4, 3e-4, 1e-3),
+        seeds=(0, 1, 2),
+        device="cuda",
+        workers=8,
+        status="not run",
+    ),
+    "smoke": Scale(  # for the tests: seconds, means nothing
+        config=dataclasses.replace(vlpt.TINY, alphabet=ALNUM),
+        backbone="tiny",
+        width=8,
+        start=("--samples", "4", "--batch", "2", "--eval", "4"),
+        stages=(
+            Stage(
+                (DataConfig("synth", 64, 4, one_word), DataConfig("icdar2015", 64, 2)), 2, 1e-3, 8
+            ),
+        ),
+        short=(Stage((DataConfig("synth", 64, 4, two_words),), 1, 1e-3, 8),),
+        shown=4,
+        shares=(Stage((DataConfig("synth", 96, 4, four_words, 4),), 2, 1e-3, 8),),
+        task=Task("icdar2015", long_side=64, crop=64, samples=6, batch=2, count=2),
+        rendered=Task("synth", long_side=64, crop=64, samples=6, batch=2, count=2),
+        subsets=(2, None),
+        rate_subset=2,
+        rates=(1e-3, 3e-3),
+        seeds=(0, 1),
+    ),
+}
+
+# ---------------------------------------------------------------------------------------- the jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, which leaves one file."""
+
+    name: str
+    kind: str  # "pretrain", "rate" (to choose a learning rate), "finetune", "attention"
+    label: str  # of its row in the table
+    arm: str = ""
+    seed: int = 0
+    init: str = ""  # the name of the pre-training to start from
+    stages: str = ""  # pretrain: which field of the scale
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # pretrain: of Config
+    annotated: float = 1.0  # pretrain: share of the words
+    rendered: bool = False  # finetune: on rendered pictures instead of photographs
+    subset: int | None = None  # finetune: training photographs
+    lr: float | None = None  # finetune; None for the best one of the arm
+    samples: int | None = None  # finetune: crops, None for as many as the task says
+
+
+def list_jobs(table: str, scale: Scale) -> list[Job]:
+    """The runs of a table, in order. Each one starts from an earlier one, or from nothing."""
+    pretraining = Job("pre-all", "pretrain", "all", stages="stages")
+    if table == "a":
+        return [pretraining, *list_jobs_of_table_a(scale)]
+    if table == "d":
+        return [pretraining, *list_attention_jobs()]
+    rates = [make_rate_job(scale, "pre-trained", lr) for lr in scale.rates]
+    variants = ["all"] if table == "c" else [*VARIANTS]
+    jobs = [make_short_job(label) for label in variants]
+    starts = {job.label: job.name for job in jobs}
+    if table == "c":
+        starts = {}
+        for share in SHARES:
+            label, name = f"{share:.0%}", f"share-{100 * share:.0f}"
+            starts[label] = name
+            jobs.append(
+                Job(name, "pretrain", label, init="short-all", stages="shares", annotated=share)
+            )
+    for seed, (label, init) in product(scale.seeds, starts.items()):
+        name = f"detect-{init}-{seed}"
+        arm, subset = "pre-trained", scale.rate_subset
+        jobs.append(Job(name, "finetune", label, arm, seed, init, subset=subset))
+    return [pretraining, *rates, *jobs]
+
+
+def list_jobs_of_table_a(scale: Scale) -> list[Job]:
+    """The learning rates, then the rows of the table; both arms of a seed follow each other."""
+    jobs = [make_rate_job(scale, arm, lr) for lr, arm in product(scale.rates, ARMS)]
+    rows = [
+        Job(f"{n or 'all'}", "finetune", f"{n or 'all'} photographs", subset=n)
+        for n in scale.subsets
+    ]
+    if n := scale.rate_subset:
+        crops = 2 * scale.task.samples
+        label = f"{n} photographs, {crops} crops"
+        rows.append(Job(f"{n}-long", "finetune", label, subset=n, samples=crops))
+    if scale.rendered:
+        crops = scale.rendered.samples // 3
+        label = "rendered pictures"
+        on_rendered = [
+            Job("rendered", "finetune", label, rendered=True),
+            Job(
+                "rendered-few", "finetune", f"{label}, {crops} crops", rendered=True, samples=crops
+            ),
+        ]
+        rows += on_rendered
+        for row, lr, arm in product(on_rendered, scale.rates, ARMS):
+            jobs.append(make_rate_job(scale, arm, lr, row))
+    for row, seed, (arm, init) in product(rows, scale.seeds, ARMS.items()):
+        name = f"a-{row.name}-{arm}-{seed}"
+        jobs.append(dataclasses.replace(row, name=name, arm=arm, seed=seed, init=init))
+    return jobs
+
+
+def make_rate_job(scale: Scale, arm: str, lr: float, rendered: Job | None = None) -> Job:
+    """One learning rate of an arm's grid: on photographs, or for a row of rendered pictures."""
+    if rendered is None:
+        job = Job(f"rate-{arm}-{lr}", "rate", f"lr {lr}", subset=scale.rate_subset)
+    else:
+        name = f"rate-{rendered.name}-{arm}-{lr}"
+        job = dataclasses.replace(rendered, name=name, kind="rate", label=f"lr {lr}")
+    return dataclasses.replace(job, arm=arm, seed=100, init=ARMS[arm], lr=lr)
+
+
+def make_short_job(label: str) -> Job:
+    """The short pre-training of a variant of table b."""
+    fields, _ = VARIANTS[label]
+    name = "short-" + label.replace(" ", "")
+    return Job(name, "pretrain", label, stages="short", fields=fields)
+
+
+def list_attention_jobs() -> list[Job]:
+    """Two short pre-trainings, then the attention of these, of table a's and of random weights."""
+    jobs = [make_short_job(label) for label in ("all", "sentence encoder")]
+    starts = {job.label: job.name for job in jobs}
+    starts |= {"table a's pre-training": "pre-all", "untrained": ""}
+    for label, init in starts.items():
+        jobs.append(Job(f"d-{init or 'untrained'}", "attention", label, label, 0, init))
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
+    """Run what has not been run yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    actions: dict[str, Callable[[Job, Scale, Path], dict[str, Any]]] = {
+        "pretrain": pretrain,
+        "rate": finetune,
+        "finetune": finetune,
+        "attention": measure_attention,
+    }
+    for number, job in enumerate(jobs, 1):
+        path = folder / f"{job.name}.json"
+        if path.exists():
+            print(f"{number}/{len(jobs)} {job.name}: done before")
+            continue
+        print(f"{number}/{len(jobs)} {job.name}", flush=True)
+        start = time.time()
+        result = actions[job.kind](job, scale, folder)
+        record = {
+            "job": dataclasses.asdict(job),
+            "result": result,
+            "seconds": round(time.time() - start),
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": describe_machine(scale.device),
+        }
+        vlpt.write_atomically(path, json.dumps(record, indent=1).encode())
+        shown = {k: v for k, v in result.items() if k in ("f", "precision", "recall", "share")}
+        print(f"  {shown} in {record['seconds']} s", flush=True)
+
+
+def check_data(scale: Scale) -> None:
+    """Open every data set once, so that a missing one is noticed now and not hours later.
+
+    Raises: ValueError or OSError, which name what is missing.
+    """
+    if scale.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--scale: expected cpu, got one that needs a GPU, but torch finds none")
+    stages = scale.stages + scale.short + scale.shares
+    for data in sorted({source.data for stage in stages for source in stage.sources}):
+        open_source(source_spec(data), "train", 64, 1, 0)
+    open_dataset(source_spec(scale.task.data), "train")
+
+
+def describe_machine(device: str) -> str:
+    cuda = device == "cuda"
+    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The record that `run_jobs` left. Raises: ValueError for any other file."""
+    try:
+        run: dict[str, Any] = json.loads(path.read_text())
+        if missing := {"job", "result", "seconds", "machine", "date"} - run.keys():
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError) as error:
+        message = f"expected the record of a run, got something else ({error})"
+        raise ValueError(f"{path}: {message}; remove it to run it again") from None
+    return run
+
+
+def source_spec(data: str) -> str:
+    """What `open_source` calls a data set."""
+    return data if data == "synth" else f"{data}:{PATHS[data]}"
+
+
+# ------------------------------------------------------------------------------------- pre-training
+
+
+class WithoutQuads(data_stub.Source):
+    """A source whose samples have lost their boxes, so that nothing can learn from them."""
+
+    def __init__(self, source: data_stub.Source) -> None:
+        self.source = source
+        self.root = source.root
+        self.notes = source.notes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
+        return self.source.learnable(alphabet, notes)
+
+    def characters(self) -> Counter[str]:
+        return self.source.characters()
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def read(self, index: int, min_side: int | None = None) -> data_stub.Sample:
+        return self.source.read(index, min_side)._replace(quads=None, ignored=None)
+
+
+def open_pretraining(
+    config: DataConfig, split: str, alphabet: str, count: int, seed: int, annotated: float = 1.0
+) -> data_stub.Pretraining:
+    """Open one half of a source; `count` is the number of rendered pictures."""
+    spec = source_spec(config.data)
+    source = open_source(spec, split, config.size, count, seed, config.scene)
+    if config.data != "synth":
+        source = WithoutQuads(source)
+    training = split == "train"
+    return data_stub.Pretraining(
+        source,
+        vlpt.Alphabet(alphabet),
+        config.size,
+        seed,
+        annotated=annotated if training else 1.0,
+        augment=training and config.data != "synth",
+    )
+
+
+def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
+    """Pre-train and leave a checkpoint that `vlpt.load_backbone` reads.
+
+    A finished stage leaves a checkpoint, too, so that a run that is stopped continues there.
+    """
+    torch.manual_seed(job.seed)
+    model = vlpt.VLPT(dataclasses.replace(scale.config, **job.fields))
+    found: dict[str, Any] = {}
+    if job.init:
+        checkpoint = vlpt.read_checkpoint(folder / f"{job.init}.pt")
+        model.load_state_dict(checkpoint["state_dict"])
+    if job.stages == "stages" and scale.start is not None:
+        start_from_trainer(model, scale.start, scale.device, folder / "start")
+    model.to(scale.device).to(memory_format=torch.channels_last)
+    for number, stage in enumerate(getattr(scale, job.stages)):
+        path = folder / f"{job.name}-{number}.pt"
+        if path.exists():  # stopped after this stage
+            checkpoint = vlpt.read_checkpoint(path)
+            model.load_state_dict(checkpoint["state_dict"])
+            found = checkpoint["found"]
+            continue
+        result = run_stage(model, stage, job.seed + number, job.annotated)
+        found[f"stage {number}"] = result
+        print(f"  stage {number}: {json.dumps(result)}", flush=True)
+        save_checkpoint(path, model, found)
+    save_checkpoint(folder / f"{job.name}.pt", model, found)
+    return found
+
+
+def save_checkpoint(path: Path, model: vlpt.VLPT, found: dict[str, Any]) -> None:
+    config = dataclasses.asdict(model.config)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, buffer)
+    vlpt.write_atomically(path, buffer.getvalue())
+
+
+def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict[str, Any]:
+    """Train on each source in turn, then evaluate on held-out pictures of each one."""
+    alphabet = model.config.alphabet
+    train = []
+    heldout = []
+    for config in stage.sources:
+        count = config.pictures or config.batch * stage.rounds
+        train.append(open_pretraining(config, "train", alphabet, count, seed, annotated))
+        heldout.append(open_pretraining(config, "heldout", alphabet, stage.heldout, seed))
+    skipped, results = run_trainer(model, stage, train, heldout, seed)
+    found: dict[str, Any] = {"skipped": skipped}
+    for config, result in zip(stage.sources, results, strict=True):
+        found[config.data] = {key: round(value, 4) for key, value in result.items()}
+    return found
+
+
+# ------------------------------------------------------------------------ the calls of train_min.py
+
+
+def start_from_trainer(model: vlpt.VLPT, options: Sequence[str], device: str, folder: Path) -> None:
+    """Fill backbone and pool from a run of train_min.py, which is run or continued if necessary."""
+    if not (folder / "metrics.json").exists():
+        begun = (folder / "run.json").exists()
+        arguments = ["--resume"] if begun else [*options, "--device", device]
+        train_min.main([*arguments, "--name", str(folder.relative_to("runs"))])
+    checkpoint = str(folder / "checkpoint.pt")
+    model.backbone = train_min.load_init(checkpoint, model.config)
+    train_min.load_pool(checkpoint, model.pool)
+
+
+def run_trainer(
+    model: vlpt.VLPT,
+    stage: Stage,
+    train: Sequence[data_stub.Pretraining],
+    heldout: Sequence[data_stub.Pretraining],
+    seed: int,
+) -> tuple[int, list[dict[str, float]]]:
+    """Train by the steps of train_min.py, one on each source in turn, and evaluate as it does.
+
+    Returns: how many unreadable pictures were replaced by another; the result of each source.
+    """
+    device = next(model.parameters()).device
+    optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
+    generator = torch.Generator().manual_seed(seed + 1)
+    warmup = min(100, stage.rounds // 5)
+    loaders = []
+    for config, data in zip(stage.sources, train, strict=True):
+        keys = [range(k * config.batch, (k + 1) * config.batch) for k in range(stage.rounds)]
+        loaders.append(train_min.make_loader(data, keys, 1, train=True))
+    skipped = 0
+    for step in tqdm(range(stage.rounds), disable=None, leave=False):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * train_min.lr_at(step, stage.rounds, warmup)
+        for loader in loaders:
+            batch = next(loader)
+            skipped += len(batch.skipped)
+            masked, targets = vlpt.mask_one_char(batch.ids, generator)
+            images, masked, targets = (x.to(device) for x in (batch.images, masked, targets))
+            train_min.train_step(model, optimizer, images, masked, targets)
+    results = []
+    for config, data in zip(stage.sources, heldout, strict=True):
+        count = min(stage.heldout, len(data.indices))
+        parts = np.array_split(np.arange(count), max(1, count // config.batch))
+        results.append(train_min.evaluate(model, train_min.make_loader(data, parts, 1), 0))
+    return skipped, results
+
+
+# ------------------------------------------------------------------------------------- detection
+
+
+class Subset:
+    """Some of the pictures of a data set."""
+
+    def __init__(self, dataset: CheckedSource, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, k: int) -> CheckedSample:
+        return self.dataset[self.indices[k]]
+
+    def name(self, k: int) -> str:
+        return self.dataset.name(self.indices[k])
+
+
+def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
+    """Train a detector and score it on pictures that it has not seen."""
+    task = scale.rendered if job.rendered else scale.task
+    assert task is not None  # list_jobs has rendered jobs only where the scale has the task
+    train, test = open_task(job, task)
+    lr = job.lr or choose_rate(job, scale, folder)
+    config = DetectorConfig(
+        backbone=scale.backbone,
+        width=scale.width,
+        long_side=task.long_side,
+        smallest_kernel=task.smallest_kernel,
+        curved=task.curved,
+    )
+    torch.manual_seed(job.seed)
+    weights = str(folder / f"{job.init}.pt") if job.init else None
+    model = place(build_detector(config, weights), scale.device)
+    losses = train_detector(
+        model,
+        TrainingCrops(train, config, task.crop, job.seed, job.subset),
+        samples=job.samples or task.samples,
+        batch=task.batch,
+        lr=lr,
+        workers=scale.workers,
+    )
+    return evaluate_detector(model, test, config) | {"lr": lr, "losses": losses}
+
+
+def open_task(job: Job, task: Task) -> tuple[CheckedSource, CheckedSource]:
+    """The pictures that a detector is trained on, and those that it is scored on.
+
+    To choose a learning rate, the last eighth of the training photographs, or more rendered
+    pictures of the training half, take the place of the held-out pictures.
+    """
+    spec = source_spec(task.data)
+    samples = job.samples or task.samples
+    count = samples + task.count if job.kind == "rate" else samples  # of rendered pictures
+    train: CheckedSource = open_dataset(spec, "train", task.long_side, count, 1000 + job.seed)
+    if job.kind == "rate":
+        cut = samples if job.rendered else len(train) * 7 // 8
+        test: CheckedSource = Subset(train, range(cut, len(train)))
+        train = Subset(train, range(cut))
+    else:
+        test = open_dataset(spec, "heldout", task.long_side, task.count)
+    return train, Subset(test, range(min(task.count, len(test))))
+
+
+def choose_rate(job: Job, scale: Scale, folder: Path) -> float:
+    """The learning rate of the grid with the best score, for the arm of a job.
+
+    Each row of rendered pictures has rates of its own.
+    Raises: ValueError unless all of the grid was tried.
+    """
+    crops = job.samples if job.rendered else None
+    scores = {}
+    for path in sorted(folder.glob("rate-*.json")):
+        run = read_run(path)
+        tried = {"rendered": False, "samples": None} | run["job"]
+        if (tried["arm"], tried["rendered"], tried["samples"]) == (job.arm, job.rendered, crops):
+            scores[run["result"]["lr"]] = run["result"]["f"]
+    if set(scores) != set(scale.rates):
+        rates = f"expected the rates {sorted(scale.rates)}, got {sorted(scores)}"
+        raise ValueError(f"{folder}: rate-*.json for {job.name}: {rates}")
+    return max(sorted(scores), key=scores.__getitem__)
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+@torch.no_grad()
+def measure_attention(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
+    """The share of the pooled attention that falls inside the words of held-out pictures."""
+    config = scale.short[-1].sources[0]
+    torch.manual_seed(job.seed)
+    if job.init:
+        checkpoint = vlpt.read_checkpoint(folder / f"{job.init}.pt")
+        model = vlpt.VLPT(vlpt.Config(**checkpoint["config"])).eval()
+        model.load_state_dict(checkpoint["state_dict"])
+    else:
+        model = vlpt.VLPT(scale.config).eval()
+    ids = vlpt.Alphabet(model.config.alphabet).encode(["a"])[None]  # the pool does not see it
+    spec = source_spec(config.data)
+    source = open_source(spec, "heldout", config.size, scale.shown, 0, config.scene)
+    shares = []
+    areas = []
+    shown = []
+    for k in range(min(scale.shown, len(source))):
+        sample = source[k]
+        image = Image.fromarray(sample.image).resize((config.size, config.size))
+        assert sample.quads is not None  # each source of a scale's `short` has them
+        quads = sample.quads * config.size / np.array(sample.image.shape[1::-1])
+        inside = np.zeros((config.size, config.size), np.uint8)
+        cv2.fillPoly(inside, list(np.rint(quads).astype(np.int32)), 1)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        pooled, _ = model.attention_maps(vlpt.normalize(pixels), ids)
+        heat = np.kron(pooled[0], np.ones((config.size // pooled.shape[1],) * 2))
+        shares.append(float((heat * inside).sum() / heat.sum()))
+        areas.append(float(inside.mean()))
+        shown.append((sample.image, heat))
+    plot_attention(folder / f"{job.name}.png", job.arm, shown)
+    return {"share": float(np.mean(shares)), "area": float(np.mean(areas)), "pictures": len(shares)}
+
+
+def plot_attention(path: Path, name: str, shown: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw the first six pictures above their attention."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    pairs = figure.subplots(2, 6).T.reshape(-1, 2)
+    for (upper, lower), (picture, heat) in zip(pairs, shown, strict=False):
+        upper.imshow(picture)
+        lower.imshow(heat, "inferno")
+        upper.axis("off")
+        lower.axis("off")
+    figure.suptitle(f"pooled attention, {name}")
+    figure.savefig(path, dpi=100)
+
+
+# ---------------------------------------------------------------------------------------- reports
+
+
+def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a table: for each arm the values of its seeds, in their order, in %."""
+    papers: dict[str, dict[str, float | None]] = {
+        "b": {label: paper for label, (_, paper) in VARIANTS.items()},
+        "c": {f"{share:.0%}": paper for share, paper in SHARES.items()},
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for job in list_jobs(table, scale):
+        if job.kind not in ("finetune", "attention"):
+            continue
+        paper = papers.get(table, {}).get(job.label)
+        row = rows.setdefault(job.label, {"label": job.label, "values": {}, "paper": paper})
+        path = folder / f"{job.name}.json"
+        if not path.exists():
+            continue
+        run = read_run(path)
+        value = run["result"]["f" if job.kind == "finetune" else "share"]
+        row["values"].setdefault(job.arm, {})[str(job.seed)] = round(100 * value, 2)
+        row["lr"] = row.get("lr", {}) | {job.arm: run["result"].get("lr")}
+        if job.kind == "attention":
+            row["area"] = round(100 * run["result"]["area"], 2)
+    return list(rows.values())
+
+
+def mean_and_spread(values: dict[str, float]) -> str:
+    """Mean and standard deviation of the seeds, in words where there is none."""
+    numbers = list(values.values())
+    if not numbers:
+        return "not run"
+    more = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else " (1 seed)"
+    return f"{np.mean(numbers):.1f}{more}"
+
+
+def compare_arms(row: dict[str, Any]) -> str:
+    """Pre-trained minus scratch over the seeds that both have, and the paired test's p."""
+    one, other = (row["values"].get(arm, {}) for arm in ARMS)
+    seeds = [seed for seed in one if seed in other]
+    if not seeds:
+        return "not run"
+    gaps = [other[seed] - one[seed] for seed in seeds]
+    if len(seeds) < 2:
+        return f"{gaps[0]:+.1f} (1 seed)"
+    p = ttest_rel([other[seed] for seed in seeds], [one[seed] for seed in seeds]).pvalue
+    return f"{np.mean(gaps):+.1f} ± {np.std(gaps, ddof=1):.1f} (n = {len(seeds)}, p = {p:.2g})"
+
+
+def to_markdown(table: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table."""
+    if table == "a":
+        lines = [
+            "| detector trained on | from scratch | pre-trained | difference |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            cells = (mean_and_spread(row["values"].get(arm, {})) for arm in ARMS)
+            lines.append(f"| {' | '.join((row['label'], *cells, compare_arms(row)))} |")
+        return lines
+    if table == "d":
+        lines = [
+            "| text encoder | attention on words | words' share of the area |",
+            "|---|---|---|",
+        ]
+        for row in rows:
+            value: dict[str, float] = next(iter(row["values"].values()), {})
+            area = f"{row['area']:.1f}" if "area" in row else "not run"
+            lines.append(
+                f"| {row['label']} | {mean_and_spread(value).removesuffix(' (1 seed)')} | {area} |"
+            )
+        return lines
+    lines = ["| pre-trained with | this | paper |", "|---|---|---|"]
+    for row in rows:
+        value = next(iter(row["values"].values()), {})
+        lines.append(f"| {row['label']} | {mean_and_spread(value)} | {row['paper'] or '-'} |")
+    return lines
+
+
+def plot(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw the value of each seed as a dot and the means as bars."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(arm for row in rows for arm in row["values"]))
+    grouped = table == "a"
+    for k, arm in enumerate(arms if grouped else [None]):
+        for x, row in enumerate(rows):
+            value = (
+                row["values"].get(arm, {}) if grouped else next(iter(row["values"].values()), {})
+            )
+            numbers = list(value.values())
+            if numbers:
+                at, color = x + 0.35 * k, f"C{k}"
+                name = arm if grouped and not x else None
+                axes.bar(at, np.mean(numbers), 0.3, color=color, alpha=0.5, label=name)
+                axes.plot([at] * len(numbers), numbers, "o", color=color)
+    labels = [textwrap.fill(row["label"], 16) for row in rows]
+    axes.set_xticks(np.arange(len(rows)) + (0.175 if grouped else 0), labels, fontsize=8)
+    axes.set_title(TABLES[table], fontsize=10)
+    if grouped and arms:
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def write_report(table: str, name: str, folder: Path) -> list[str]:
+    """Write the files of a table beside its runs, and return its Markdown."""
+    rows, scale = collect(table, SCALES[name], folder), SCALES[name]
+    lines = [f"{TABLES[table]} (--scale {name})", "", *to_markdown(table, rows)]
+    lines += ["", PAPER] if table in "bc" else []
+    lines += ["", f"Status: {scale.status}"] if scale.status else []
+    vlpt.write_atomically(folder / f"{table}.md", ("\n".join(lines) + "\n").encode())
+    vlpt.write_atomically(folder / f"{table}.json", json.dumps(rows, indent=1).encode())
+    plot(folder / f"{table}.png", table, rows)
+    return lines
+
+
+def write_summary(name: str, folder: Path) -> None:
+    """Put all tables of a scale into one small file, from which the README takes its table."""
+    runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
+    if not runs:
+        raise ValueError(f"{folder}: expected runs, got none; run `{PROGRAM} a` first")
+    found = {
+        "scale": name,
+        "machines": sorted({run["machine"] for run in runs}),
+        "dates": sorted({run["date"] for run in runs}),
+        "hours": round(sum(run["seconds"] for run in runs) / 3600, 2),
+        "pretraining": {
+            run["job"]["name"]: run["result"] for run in runs if run["job"]["kind"] == "pretrain"
+        },
+        "tables": {table: collect(table, SCALES[name], folder) for table in TABLES},
+    }
+    vlpt.write_atomically(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
+    print(f"wrote {RESULTS}")
+
+
+def readme_lines(results: dict[str, Any]) -> list[str]:
+    """What the README shows of results.json."""
+    rows = {row["label"]: row for row in results["tables"]["d"]}
+    pretrained, untrained = rows["table a's pre-training"], rows["untrained"]
+    shares = [
+        next(iter(next(iter(row["values"].values())).values())) for row in (pretrained, untrained)
+    ]
+    line = (
+        f"Of the pooled attention {shares[0]:.1f} % falls on words of held-out rendered pictures, "
+        f"untrained {shares[1]:.1f} %; words cover {untrained['area']:.1f} % of the area."
+    )
+    short = results["tables"]["b"] + results["tables"]["c"]
+    names = [row["label"].replace("%", " % of the words") for row in short]
+    cells = [mean_and_spread(next(iter(row["values"].values()), {})) for row in short]
+    across = [
+        ["pre-trained with", *names],
+        ["---"] * (len(short) + 1),
+        ["F-score, short", *cells],
+        ["paper, Total-Text", *(str(row["paper"] or "-") for row in short)],
+    ]
+    lines = [*to_markdown("a", results["tables"]["a"]), ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in across]
+    return [*lines, "", line]
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The first table of the README: pre-trained (from scratch) by the number of photographs."""
+    rows = [row["values"] for row in results["tables"]["a"] if row["label"].endswith("photographs")]
+    means = [[mean_and_spread(row.get(arm, {})).split(" ±")[0] for arm in ARMS] for row in rows]
+    return " / ".join(f"{trained} ({scratch})" for scratch, trained in means)
+
+
+def check_readme() -> None:
+    """Compare the first table of the README, and the one between its marks, with results.json.
+
+    Raises: ValueError if they differ.
+    """
+    results = json.loads(RESULTS.read_text())
+    expected = readme_lines(results)
+    text = (ROOT / "README.md").read_text()
+    if f"| {headline(results)}, " not in text:
+        raise ValueError(
+            f"README.md: expected {headline(results)} of {RESULTS.name} in its first table"
+        )
+    _, mark, rest = text.partition("<!-- results -->\n")
+    got = rest.partition("<!-- /results -->")[0].strip().splitlines()
+    if not mark or got != expected:
+        table = "\n".join(["<!-- results -->", *expected, "<!-- /results -->"])
+        raise ValueError(
+            f"README.md: expected the table of {RESULTS.name}, got another; it should be\n{table}"
+        )
+    print(f"README.md agrees with {RESULTS.name}")
+
+
+def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
+    """Print each run, whether it is done, and what it sets."""
+    for job in jobs:
+        state = "done" if (folder / f"{job.name}.json").exists() else "to run"
+        values = {k: v for k, v in dataclasses.asdict(job).items() if v not in ("", None, {})}
+        print(f"{state:<7}", *(f"{k}={v}" for k, v in values.items()))
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """Run what a table still needs, and print it; or only list the runs."""
+    scale = SCALES[args.scale]
+    folder = RUNS / args.scale
+    jobs = [job for job in list_jobs(args.table, scale) if args.only in job.name]
+    if not jobs:
+        raise ValueError(
+            f"--only: expected a part of a run's name (see --dry-run), got {args.only!r}"
+        )
+    if args.dry_run:
+        print_jobs(jobs, folder)
+        return
+    if not all((folder / f"{job.name}.json").exists() for job in jobs):
+        check_data(scale)
+    run_jobs(jobs, scale, folder)
+    print("\n".join(write_report(args.table, args.scale, folder)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    description, epilog = __doc__.split("\n\n", 1)
+    parser = Parser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "table",
+        choices=(*TABLES, "summary", "check-readme"),
+        help="a to d run and report a table; summary and check-readme are explained below",
+    )
+    add(
+        "--scale",
+        choices=tuple(SCALES),
+        default="cpu",
+        help="cpu (the default) takes hours on 2 cores, gpu was not run yet, smoke is for tests",
+    )
+    add("--dry-run", action="store_true", help="print the runs of a table and stop")
+    add("--only", default="", metavar="TEXT", help="only the runs whose name contains TEXT")
+    args = parser.parse_args(argv)
+    try:
+        if args.table == "check-readme":
+            check_readme()
+        elif args.table == "summary":
+            write_summary(args.scale, RUNS / args.scale)
+        else:
+            run_table(args)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"{PROGRAM}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{PROGRAM}: stopped; the same command continues from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Real data sets, one file each, behind one function.
+
+    open_source("icdar2015:PATH", "train")    a `data_stub.Source`
+    open_source("synth", "train", 256, 1000)  the renderer of data_stub.py
+
+    synthtext:PATH   gt.mat beside the folders of pictures, of any number
+    icdar2015:PATH   the training pictures; img_801 .. img_1000 are held out
+    jsonl:PATH       {"image": "a.jpg", "words": ["EXIT"], "quads": [[[x, y] * 4]]}
+
+The two splits of a data set share no picture. Total-Text has polygons instead of quads and is for
+detectors; `readers.detection` opens it. `python -m readers check SOURCE` reads a source through and
+reports what it holds; `python -m readers sheet SOURCE OUT.png` draws its first pictures.
+"""
+
+from collections.abc import Callable
+
+from data_stub import Rendered, Scene, Source
+from readers.alphabet import read_alphabet
+from readers.icdar2015 import ICDAR2015
+from readers.jsonl import JsonLines
+from readers.synthtext import SynthText
+
+__all__ = ["ICDAR2015", "JsonLines", "SynthText", "open_source", "read_alphabet"]
+
+READERS: dict[str, Callable[[str, str], Source]] = {
+    "synthtext": SynthText,
+    "icdar2015": ICDAR2015,
+    "jsonl": JsonLines,
+}
+SPECS = "synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH"
+
+
+def open_source(
+    spec: str,
+    split: str,
+    size: int = 256,
+    count: int = 1000,
+    seed: int = 0,
+    scene: Scene = Scene(),
+) -> Source:
+    """Open one split of a data set.
+
+    Args:
+        spec: "synth", "synthtext:PATH", "icdar2015:PATH" or "jsonl:PATH".
+        split: "train" or "heldout".
+        size, count, seed, scene: what to draw, for "synth" only.
+    Raises: ValueError or OSError, which name what is wrong.
+    """
+    kind, _, path = spec.partition(":")
+    if spec == "synth":
+        return Rendered(size, count, seed, split, scene)
+    if kind not in READERS or not path:
+        raise ValueError(f"data: expected {SPECS}, got {spec!r}")
+    return READERS[kind](path, split)

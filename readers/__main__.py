@@ -1,0 +1,75 @@
+"""The commands: python -m readers check SOURCE, python -m readers sheet SOURCE OUT.png."""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from data_stub import DIGITS, SPLITS, Scene
+from readers import SPECS, open_source
+from readers.check import check
+from readers.sheet import contact_sheet
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m readers", description=f"Look at a SOURCE of pictures: {SPECS}."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    text = "Read a source through; report its pictures, words, characters, and what it lacks."
+    check_parser = commands.add_parser("check", help=text, description=text)
+    check_parser.add_argument("source", metavar="SOURCE", help=SPECS)
+
+    text = "Draw a contact sheet: pictures, quads with a dot at the first corner, and words."
+    sheet_parser = commands.add_parser("sheet", help=text, description=text)
+    add = sheet_parser.add_argument
+    add("source", metavar="SOURCE", help=SPECS)
+    add("out", metavar="OUT.png", type=Path, help="picture to write, PNG or JPEG")
+    add("--split", choices=SPLITS, default="train", help="which split (default: train)")
+    add("--count", type=int, default=24, help="how many pictures (default: 24)")
+    add("--size", type=int, help="side of rendered pictures in pixels (default: 256; digits: 64)")
+    add("--seed", type=int, default=0, help="seed of rendered pictures (default: 0)")
+    add("--digits", action="store_true", help="render the digits that the demo trains on")
+    return parser.parse_args(argv)
+
+
+def print_report(spec: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for line in check(spec):
+        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+def draw_sheet(args: argparse.Namespace) -> None:
+    size = args.size if args.size is not None else 64 if args.digits else 256
+    for name, value, smallest in (
+        ("--count", args.count, 1),
+        ("--size", size, 32),
+        ("--seed", args.seed, 0),
+    ):
+        if value < smallest:
+            raise ValueError(f"{name}: expected {smallest} or more, got {value}")
+    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"OUT: expected a name that ends in .png or .jpg, got {str(args.out)!r}")
+    scene = DIGITS if args.digits else Scene()
+    source = open_source(args.source, args.split, size, args.count, args.seed, scene)
+    sheet = contact_sheet(source, args.count, tile=256 if args.source == "synth" else 384)
+    sheet.save(args.out)
+    count = min(args.count, len(source))
+    print(f"{args.out}: {count:,} of {len(source):,} {args.split} pictures of {args.source}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        if args.command == "check":
+            print_report(args.source)
+        else:
+            draw_sheet(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"readers: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

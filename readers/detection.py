@@ -1,0 +1,65 @@
+"""Pictures for text detectors: polygons of any number of points instead of quads."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from data_stub import Source
+from readers import READERS, SPECS, open_source
+from readers.pictures import DetectionSample
+from readers.totaltext import TotalText
+
+__all__ = ["DetectionDataset", "DetectionSample", "FromSource", "open_detection"]
+
+
+class DetectionDataset(Protocol):
+    """Detection samples by number, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> DetectionSample: ...
+
+    def name(self, index: int, /) -> str: ...
+
+
+class FromSource:
+    """A source's samples as detection samples; every picture needs quads."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """The picture's file name without folder and ending."""
+        name = self.source.name(index)
+        return name.replace(" ", "_") if self.source.root == "synth" else Path(name).stem
+
+    def __getitem__(self, index: int) -> DetectionSample:
+        sample = self.source[index]
+        if sample.quads is None:
+            raise ValueError(f"{self.source.name(index)}: expected a quad for each word, got none")
+        regions = np.empty((0, 4, 2), np.float32) if sample.ignored is None else sample.ignored
+        ignored = np.arange(len(sample.quads) + len(regions)) >= len(sample.quads)
+        return DetectionSample(Image.fromarray(sample.image), [*sample.quads, *regions], ignored)
+
+
+def open_detection(
+    spec: str, split: str, size: int = 256, count: int = 1000, seed: int = 0
+) -> DetectionDataset:
+    """Open one split of a data set for a detector.
+
+    Args:
+        spec: "totaltext:PATH", or whatever `readers.open_source` takes.
+        size, count, seed: what to draw, for "synth" only.
+    Raises: ValueError or OSError, which name what is wrong.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "totaltext" and path:
+        return TotalText(path, split)
+    if spec != "synth" and (kind not in READERS or not path):
+        raise ValueError(f"data: expected totaltext:PATH, {SPECS}, got {spec!r}")
+    return FromSource(open_source(spec, split, size, count, seed))

@@ -1,0 +1,590 @@
+"""Tests of transfer/dataset.py and transfer/detect.py: pictures, crops, training and commands."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from scipy.io import savemat
+
+import data_stub
+import vlpt
+from transfer import dataset, detect, psenet
+from transfer.dataset import CheckedSample, TrainingCrops, open_dataset
+from transfer.psenet import DetectorConfig, draw_kernels
+from transfer.score import f_score, match_detections
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+REAL = Path(os.getenv("VLPT_ICDAR2015", SHARED / "data/icdar2015"))
+SQUARE = np.float32([[10, 10], [50, 10], [50, 30], [10, 30]])
+Z_ORDER = SQUARE[[0, 1, 3, 2]]  # top left, top right, bottom left, bottom right
+ARROW = np.float32([[0, 0], [20, 10], [0, 20], [5, 10]])  # not convex
+CONFIG = DetectorConfig(width=8, long_side=64)
+TINY = [
+    *("--samples", "8", "--batch", "4", "--long", "64", "--crop", "64", "--width", "8"),
+    *("--workers", "0"),
+]
+
+
+def make_icdar(
+    root: Path,
+    numbers=(1, 2, 801, 802),
+    lines=("10,10,50,10,50,30,10,30,word", "60,10,90,10,90,30,60,30,###"),
+) -> Path:
+    images = root / "ch4_training_images"
+    labels = root / "ch4_training_localization_transcription_gt"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    text = "\ufeff" + "".join(line + "\r\n" for line in lines)
+    for n in numbers:
+        Image.new("RGB", (96, 64), (n % 256, 80, 90)).save(images / f"img_{n}.jpg")
+        (labels / f"gt_img_{n}.txt").write_text(text, encoding="utf-8", newline="")
+    return root
+
+
+def make_totaltext(root: Path, line: str) -> Path:
+    for folder in ("Train", "Test"):
+        (root / "Images" / folder).mkdir(parents=True)
+        (root / "txt_format" / folder).mkdir(parents=True)
+        for n in (1, 2):
+            Image.new("RGB", (96, 64)).save(root / "Images" / folder / f"img{n}.jpg")
+            (root / "txt_format" / folder / f"poly_gt_img{n}.txt").write_text(line)
+    return root
+
+
+def make_synthtext(root: Path, count: int) -> Path:
+    """Write pictures of two words in the layout of SynthText."""
+    (root / "8").mkdir(parents=True)
+    table = {key: np.empty((1, count), object) for key in ("imnames", "wordBB", "txt")}
+    quads = np.stack([SQUARE, SQUARE + np.float32([0, 25])])
+    for k in range(count):
+        Image.new("RGB", (96, 64)).save(root / f"8/picture_{k}.jpg")
+        table["imnames"][0, k] = np.array([f"8/picture_{k}.jpg"])
+        table["wordBB"][0, k] = quads.transpose(2, 1, 0)
+        table["txt"][0, k] = np.array(["one\ntwo"])
+    savemat(root / "gt.mat", table)
+    return root
+
+
+class Drawn:
+    """Four pictures with three words each, drawn in the plainest way."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.samples = []
+        for _ in range(4):
+            image = Image.new("RGB", (128, 128), (60, 60, 60))
+            draw = ImageDraw.Draw(image)
+            polygons = []
+            for row in range(3):
+                x, y = rng.integers(8, 40), 12 + 38 * row + rng.integers(0, 8)
+                width, height = rng.integers(50, 72), rng.integers(16, 24)
+                box = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+                draw.polygon(box, fill=(200, 200, 120))
+                polygons.append(np.float32(box))
+            self.samples.append(CheckedSample(image, polygons, np.zeros(3, bool)))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        return self.samples[k]
+
+    def name(self, k):
+        return f"drawn_{k}"
+
+
+class TestSources:
+    def test_unreadable_regions_are_ignored(self, tmp_path):
+        data = open_dataset(f"icdar2015:{make_icdar(tmp_path)}", "heldout")
+        assert (len(data), data.name(0)) == (2, "img_801")
+        sample = data[0]
+        assert sample.ignored.tolist() == [False, True] and sample.unusable == 0
+        assert [p[0].tolist() for p in sample.polygons] == [[10, 10], [60, 10]]
+
+    def test_words_of_total_text_are_polygons(self, tmp_path):
+        lines = (
+            "x: [[10 30 50 50 30\n 10]], y: [[10 5 10 30 25 30]], ornt: [u'c'], "
+            "transcriptions: [u'It's']\n"
+            "x: [[60 90 90]], y: [[10 10 30]], ornt: [u'#'], transcriptions: [u'#']\n"
+        )
+        spec = f"totaltext:{make_totaltext(tmp_path, lines)}"
+        assert [len(open_dataset(spec, half)) for half in data_stub.SPLITS] == [2, 2]
+        sample = open_dataset(spec, "heldout")[0]
+        corners = [[10, 10], [30, 5], [50, 10], [50, 30], [30, 25], [10, 30]]
+        assert sample.polygons[0].tolist() == corners
+        assert sample.ignored.tolist() == [False, True] and sample.image.size == (96, 64)
+
+    def test_synthtext_and_the_renderer(self, tmp_path):
+        make_synthtext(tmp_path, 12)
+        for spec, name in (
+            (f"synthtext:{tmp_path}", "picture_0"),
+            ("synth", "picture_0_of_seed_0"),
+        ):
+            data = open_dataset(spec, "train", 64, 3)
+            assert data.name(0) == name
+            assert len(data[0].polygons) == len(data[0].ignored) > 0
+
+    @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
+    def test_icdar_itself(self):
+        data = open_dataset(f"icdar2015:{REAL}", "heldout")
+        assert len(data) == 200 and data.name(0) == "img_801"
+        samples = [data[k] for k in range(20)]
+        perfect = sum(match_detections(s.polygons, s.ignored, s.polygons) for s in samples)
+        assert f_score(perfect)["f"] == 1
+
+
+class TestCorners:
+    """Corners that are not listed in order around their word."""
+
+    def test_in_z_order_are_put_in_order(self):
+        assert dataset.usable_polygon(Z_ORDER).tolist() == SQUARE.tolist()
+
+    @settings(deadline=None, derandomize=True, max_examples=60)
+    @given(st.permutations(range(6)), st.integers(0, 2**32 - 1))
+    def test_of_a_convex_polygon_in_any_order_give_the_polygon(self, order, seed):
+        rng = np.random.default_rng(seed)
+        angles = np.arange(6) + rng.uniform(0, 0.8, 6)
+        polygon = 50 + 30 * np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        got = shapely.Polygon(dataset.usable_polygon(polygon[list(order)]))
+        expected = shapely.Polygon(polygon)
+        if shapely.Polygon(polygon[list(order)]).is_valid:  # in order already, or another shape
+            assert got.equals(shapely.Polygon(polygon[list(order)]))
+        else:
+            assert got.equals(expected)
+
+    @pytest.mark.parametrize("polygon", [SQUARE, SQUARE[::-1], ARROW])
+    def test_that_do_not_cross_are_left_as_they_are(self, polygon):
+        assert dataset.usable_polygon(polygon) is polygon
+
+    @pytest.mark.parametrize(
+        "polygon",
+        [
+            np.float32([[5, 5]] * 4),
+            np.float32([[0, 0], [9, 0], [5, 0], [2, 0]]),
+            np.float32([[0, 0], [40, 0], [10, 10], [0, 40], [40, 40], [0, 1]]),
+        ],
+    )
+    def test_without_an_area_or_an_order_are_unusable(self, polygon):
+        assert dataset.usable_polygon(polygon) is None
+
+    def test_that_cross_train_and_score_like_those_in_order(self, tmp_path):
+        lines = ("10,10,50,10,10,30,50,30,word",)
+        sample = open_dataset(f"icdar2015:{make_icdar(tmp_path, lines=lines)}", "train")[0]
+        kernels, _ = draw_kernels(sample.polygons, sample.ignored, (64, 96), 0.4)
+        expected, _ = draw_kernels([SQUARE], [False], (64, 96), 0.4)
+        assert np.array_equal(kernels, expected) and kernels[-1].any()
+        assert match_detections(sample.polygons, sample.ignored, [SQUARE]).tolist() == [1, 1, 1]
+
+    def test_that_are_unusable_make_the_word_an_ignored_region(self, tmp_path):
+        lines = ("10,10,50,10,50,30,10,30,word", "70,20,70,20,70,20,70,20,dot")
+        sample = open_dataset(f"icdar2015:{make_icdar(tmp_path, lines=lines)}", "train")[0]
+        assert sample.ignored.tolist() == [False, True] and sample.unusable == 1
+        assert match_detections(sample.polygons, sample.ignored, [SQUARE]).tolist() == [1, 1, 1]
+
+    def test_the_region_of_an_unusable_word_is_the_hull_of_its_corners(self):
+        crossed = np.float32([[0, 0], [40, 0], [10, 10], [0, 40], [40, 40], [0, 1]])
+        hull = dataset.outline_of(crossed)
+        assert shapely.Polygon(hull).equals(shapely.MultiPoint(crossed).convex_hull)
+
+
+class TestCrops:
+    def source(self, count=3):
+        return open_dataset("synth", "train", 96, count)
+
+    def crops(self, count=3, seed=0, subset=None):
+        config = DetectorConfig(long_side=96)
+        return TrainingCrops(self.source(count), config, 64, seed, subset)
+
+    def test_words_and_pixels_move_together(self):
+        image = np.zeros((100, 200, 3), np.uint8)
+        image[40:60, 120:160] = 255
+        quad = np.float32([[120, 40], [160, 40], [160, 60], [120, 60]])
+        sample = CheckedSample(Image.fromarray(image), [quad], np.array([False]))
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            crop = dataset.crop_sample(sample, 64, float(rng.uniform(0.4, 1.2)), rng)
+            assert crop.image.size == (64, 64)
+            kernels, _ = draw_kernels(crop.polygons, crop.ignored, (64, 64), 0.4)
+            word = kernels[0] > 0
+            pixels = np.asarray(crop.image).mean(-1)
+            bright = pixels > pixels.max() / 2 if word.any() else np.zeros((64, 64), bool)
+            bright &= pixels != psenet.PADDING_COLOR[0]
+            assert (bright & word).sum() >= 0.75 * (bright | word).sum()
+
+    def test_follow_from_the_seed_and_have_the_right_types(self):
+        data = self.crops(seed=1)
+        pixels, kernels, valid = data[5]
+        assert pixels.shape == (3, 64, 64) and kernels.shape == (7, 64, 64)
+        assert valid.shape == (64, 64) and {x.dtype for x in data[5]} == {torch.uint8}
+        again = self.crops(seed=1)[5]
+        assert all(torch.equal(a, b) for a, b in zip(data[5], again, strict=True))
+        assert not torch.equal(pixels, self.crops(seed=2)[5][0])
+
+    def test_a_smaller_subset_is_part_of_a_larger_one(self):
+        small, large = (self.crops(9, subset=n).indices for n in (3, 6))
+        assert len(small) == 3 and set(small) < set(large)
+        with pytest.raises(ValueError, match="--subset: expected 1 to 9 pictures, got 10"):
+            self.crops(9, subset=10)
+
+
+class TestSurvey:
+    """What is found out about the training pictures before the first step."""
+
+    def crops(self, root, lines, **options):
+        spec = f"icdar2015:{make_icdar(root, lines=lines)}"
+        return TrainingCrops(open_dataset(spec, "train"), DetectorConfig(**options), 64, 0)
+
+    def test_counts_words_and_crops(self, tmp_path):
+        lines = (
+            "10,10,50,10,50,30,10,30,word",
+            "70,20,70,20,70,20,70,20,dot",
+            "10,50,90,50,90,52,10,52,thin",
+        )
+        data = self.crops(tmp_path, lines, long_side=96)
+        found = dataset.survey(data, 10)
+        assert (found.crops, found.words, found.unusable, found.too_thin) == (10, 4, 2, 2)
+        unusable, thin = dataset.describe_survey(found, data.config)[:2]
+        assert unusable.startswith("warning: 2 of 6 words have corners that enclose no simple area")
+        assert thin.startswith(
+            "warning: 2 of 4 words are so small at --long 96 that their smallest"
+        )
+
+    def test_a_larger_picture_makes_words_thick_enough(self, tmp_path):
+        data = self.crops(tmp_path, ("10,50,90,50,90,52,10,52,thin",), long_side=960)
+        assert dataset.survey(data, 4).too_thin == 0
+
+    def test_words_in_their_size_and_order_need_no_warning(self, tmp_path):
+        data = self.crops(tmp_path, ("10,10,50,10,50,30,10,30,word",), long_side=96)
+        found = dataset.survey(data, 8)
+        assert (found.without_words, found.unusable, found.too_thin) == (0, 0, 0)
+        assert dataset.describe_survey(found, data.config) == []
+
+    def test_mostly_empty_crops_are_a_warning(self):
+        found = dataset.Survey(crops=10, without_words=6, words=3, unusable=0, too_thin=0)
+        (line,) = dataset.describe_survey(found, CONFIG)
+        assert line.startswith("warning: 6 of the first 10 crops contain no word")
+        enough = dataset.Survey(crops=10, without_words=5, words=3, unusable=0, too_thin=0)
+        assert dataset.describe_survey(enough, CONFIG) == []
+
+    def test_a_word_in_the_last_of_many_pictures_is_enough(self, tmp_path, monkeypatch):
+        root = make_icdar(tmp_path, (*range(1, 9), 801), lines=("10,10,50,10,50,30,10,30,###",))
+        data = TrainingCrops(open_dataset(f"icdar2015:{root}", "train"), CONFIG, 64, 0)
+        with pytest.raises(ValueError, match="--data: expected words to train on, got 8 pictures"):
+            dataset.survey(data, 4)
+        order = data_stub.shuffled(8, 0, 0)
+        last = data.indices[order[-1]] + 1
+        label = root / f"ch4_training_localization_transcription_gt/gt_img_{last}.txt"
+        label.write_text("10,10,50,10,50,30,10,30,word\n")
+        data = TrainingCrops(open_dataset(f"icdar2015:{root}", "train"), CONFIG, 64, 0)
+        assert dataset.survey(data, 4).words == 0
+
+
+class TestTraining:
+    def test_matrices_decay_and_gains_do_not(self):
+        model = psenet.build_detector(CONFIG)
+        groups = detect.make_optimizer(model, 1e-3).param_groups
+        decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        assert decaying == {id(p) for p in model.parameters() if p.ndim > 1}
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+    def test_overfits_four_pictures(self):
+        torch.manual_seed(0)
+        config = DetectorConfig(width=32, long_side=128)
+        data = Drawn()
+        model = psenet.build_detector(config)
+        crops = TrainingCrops(data, config, 128, 0)
+        rows = detect.train_detector(model, crops, samples=240, batch=4, lr=3e-3)
+        found = detect.evaluate_detector(model, data, config)
+        assert rows[-1]["text"] < 0.5 * rows[0]["text"]
+        assert (found["pictures"], found["words"]) == (4, 12) and found["f"] >= 0.95, found
+
+    def test_evaluation_counts_words_with_unusable_corners(self, tmp_path, monkeypatch):
+        lines = ("10,10,50,10,10,30,50,30,word", "70,20,70,20,70,20,70,20,dot")
+        data = open_dataset(f"icdar2015:{make_icdar(tmp_path, lines=lines)}", "heldout")
+        monkeypatch.setattr(detect, "detect_text", lambda *_: ([SQUARE], [0.9]))
+        found = detect.evaluate_detector(psenet.build_detector(CONFIG), data, CONFIG)
+        assert (found["f"], found["words"], found["unusable"]) == (1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A detector that was hardly trained, by the command."""
+    root = tmp_path_factory.mktemp("detect")
+    make_icdar(root / "ic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        detect.main(["train", "--data", "icdar2015:ic", "--name", "d", *TINY])
+    return root
+
+
+class TestCommands:
+    def test_train_leaves_a_detector_and_says_how_it_went(self, trained):
+        run = trained / "runs/d"
+        assert sorted(p.name for p in run.iterdir() if p.is_file())[:2] == [
+            "checkpoint.pt",
+            "metrics.json",
+        ]
+        rows = json.loads((run / "metrics.json").read_text())["rows"]
+        assert rows[-1]["samples"] == 8 and 0 < rows[-1]["text"] <= 1
+        model, config = detect.load_detector(run, "cpu")
+        assert not model.training and (config.long_side, config.smallest_kernel) == (64, 0.4)
+
+    def test_eval_writes_the_files_of_the_competition(self, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        quad = np.float32([[10, 10], [50, 10], [50, 30], [10, 30]])
+        monkeypatch.setattr(
+            detect, "detect_text", lambda *_: ([quad, quad + np.float32([60, 30])], [0.9, 0.8])
+        )
+        (trained / "runs/d/results").mkdir(exist_ok=True)
+        (trained / "runs/d/results/res_img_7.txt").write_text("of another set")
+        detect.main(["eval", "runs/d", "--data", "icdar2015:ic"])
+        results = sorted((trained / "runs/d/results").iterdir())
+        assert [p.name for p in results] == ["res_img_801.txt", "res_img_802.txt"]
+        text = "10,10,50,10,50,30,10,30\r\n70,40,110,40,110,60,70,60\r\n"
+        assert results[0].read_bytes().decode() == text
+        score = json.loads((trained / "runs/d/score.json").read_text())
+        assert (score["precision"], score["recall"], score["pictures"]) == (0.5, 1, 2)
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("RESULT data=icdar2015:ic precision=0.500 recall=1.000 f=0.667")
+
+    def test_predict_writes_an_overlay_and_json(self, trained, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(trained)
+        quad = np.float32([[10, 10], [50, 10], [50, 30], [10, 30]])
+        monkeypatch.setattr(detect, "detect_text", lambda *_: ([quad], [0.91]))
+        Image.new("RGB", (96, 64)).save(tmp_path / "photo.png")
+        detect.main(["predict", "runs/d", str(tmp_path / "photo.png")])
+        out = trained / "runs/d/predictions"
+        entry = json.loads((out / "photo.json").read_text())
+        assert entry["text"] == [{"polygon": quad.tolist(), "score": 0.91}]
+        assert (entry["width"], entry["height"]) == (96, 64)
+        overlay = np.asarray(Image.open(out / "photo.png"))
+        assert overlay.shape == (64, 96, 3)
+        assert overlay[10, 30].tolist() == [255, 0, 80] and overlay[20, 30].tolist() == [0, 0, 0]
+        assert not list(out.glob("*.part"))
+        assert "1 texts; wrote" in capsys.readouterr().out
+
+    def test_predict_takes_the_pictures_of_a_folder(self, trained, monkeypatch, tmp_path):
+        monkeypatch.chdir(trained)
+        for name in ("one.jpg", "two.PNG"):
+            Image.new("RGB", (64, 64)).save(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("no picture")
+        detect.main(["predict", "runs/d", str(tmp_path)])
+        out = trained / "runs/d/predictions"
+        assert {"one.json", "one.png", "two.json", "two.png"} <= {p.name for p in out.iterdir()}
+
+    def test_the_same_seed_gives_the_same_detector(self, trained, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        make_icdar(tmp_path / "ic")
+        detect.main(["train", "--data", "icdar2015:ic", "--name", "d", *TINY])
+        one, other = (
+            vlpt.read_checkpoint(p / "runs/d/checkpoint.pt")["state_dict"]
+            for p in (trained, tmp_path)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class TestMistakes:
+    """Each is one line that says what is wrong, and leaves nothing half-written."""
+
+    PROGRAM = "python -m transfer.detect: error: "
+
+    def fails(self, capsys, *argv):
+        with pytest.raises(SystemExit) as stop:
+            detect.main([*map(str, argv)])
+        if stop.value.code == 2:
+            message = capsys.readouterr().err.splitlines()[-1]
+        else:
+            message = str(stop.value)
+        return message.removeprefix(self.PROGRAM)
+
+    def test_other_checkpoints(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        torch.save({"state_dict": {}}, "other.pt")
+        Path("noise.pt").write_bytes(b"noise")
+        Image.new("RGB", (32, 32)).save("a.png")
+        message = self.fails(capsys, "predict", "other.pt", "a.png")
+        assert message == (
+            "other.pt: expected a detector, which `python -m transfer.detect train` leaves, "
+            "got another checkpoint"
+        )
+        assert "noise.pt: " in self.fails(capsys, "predict", "noise.pt", "a.png")
+        message = self.fails(capsys, "train", "--init", "other.pt", *TINY)
+        assert message.startswith("other.pt: ") and "clip_resnet" in message
+        vlpt.export_backbone(vlpt.build_backbone("resnet18"), "r18.pt")
+        message = self.fails(capsys, "train", "--init", "r18.pt", *TINY)
+        assert message.startswith("r18.pt: ") and "\n" not in message
+        assert not Path("runs").exists()
+
+    def test_missing_runs(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("empty").mkdir()
+        nothing = "expected the folder of a run or a file, got nothing there"
+        assert self.fails(capsys, "eval", "nowhere") == f"nowhere: {nothing}"
+        assert self.fails(capsys, "train", "--init", "nowhere", *TINY) == f"nowhere: {nothing}"
+        message = self.fails(capsys, "predict", "empty", "a.png")
+        assert message == "empty: expected the folder of a run, got no checkpoint.pt in it"
+
+    def test_empty_folders(self, tmp_path, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        message = self.fails(capsys, "predict", "runs/d", tmp_path)
+        assert message == f"{tmp_path}: expected .jpg or .png pictures, got none in it"
+        message = self.fails(capsys, "eval", "runs/d", "--data", f"icdar2015:{tmp_path}")
+        assert "ch4_training_images: not found" in message
+        for folder in ("Train", "Test"):
+            (tmp_path / "Images" / folder).mkdir(parents=True)
+        message = self.fails(capsys, "eval", "runs/d", "--data", f"totaltext:{tmp_path}")
+        assert message.startswith(f"{tmp_path}/Images/Test: ")
+
+    def test_pictures_that_are_cut_off(self, tmp_path, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "cut.jpg")
+        content = (tmp_path / "cut.jpg").read_bytes()
+        (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+        message = self.fails(capsys, "predict", "runs/d", tmp_path / "cut.jpg")
+        assert "cut.jpg: not a readable picture (" in message and "\n" not in message
+        root = make_icdar(tmp_path / "ic")
+        (tmp_path / "cut.jpg").replace(root / "ch4_training_images/img_2.jpg")
+        message = self.fails(capsys, "train", "--data", f"icdar2015:{root}", "--name", "cut", *TINY)
+        assert "img_2.jpg: not a readable picture (" in message
+        assert not Path("runs/cut").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--crop", "48"], "--crop: expected a multiple of 32, got 48"),
+            (["--samples", "4", "--batch", "8"], "--samples: expected at least --batch 8, got 4"),
+            (["--smallest", "1.5"], "expected a number above 0 and below 1, got '1.5'"),
+            (["--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
+            (["--width", "0"], "argument --width: expected a whole number of at least 1, got '0'"),
+            (["--name", "../x"], "--name: expected the name of a folder in runs/, got '../x'"),
+            (["--sample", "9"], "unrecognized arguments: --sample 9"),
+            (["--backbone", "vgg"], "invalid choice: 'vgg'"),
+            (["--init", ""], "argument --init: expected a path, got ''"),
+        ],
+    )
+    def test_numbers_and_names(self, options, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert message in self.fails(capsys, "train", *options)
+
+    def test_another_number_of_pictures(self, capsys):
+        message = self.fails(capsys, "eval", "runs/d", "--count", "0")
+        assert "--count: expected a whole number of at least 1, got '0'; see --help" in message
+
+    def test_unknown_data(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        message = self.fails(capsys, "train", "--data", "coco:x", *TINY)
+        assert "totaltext:PATH" in message and "got 'coco:x'" in message
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_what_is_wrong_with_a_source(self, tmp_path, monkeypatch, capsys, workers):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(detect, "survey", lambda *_: dataset.Survey(1, 0, 1, 0, 0))
+        Image.new("RGB", (32, 32)).save("a.png")
+        entry = '{"image": "a.png", "words": ["a"], "quads": [[[0, 0], [9, 0], [9, 9]]]}\n'
+        Path("a.jsonl").write_text(entry * 11)
+        options = ["train", "--data", "jsonl:a.jsonl", *TINY, "--workers", workers]
+        assert "a.jsonl:1: " in self.fails(capsys, *options)
+        Path("a.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' * 11)
+        message = self.fails(capsys, *options)
+        assert message == "a.png: expected a quad for each word, got none"
+
+    def test_a_training_set_in_which_all_text_is_unreadable(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(detect, "train_detector", None)  # the error comes before the first step
+        unreadable = make_icdar(tmp_path / "ic", lines=("10,10,50,10,50,30,10,30,###",))
+        cases = [unreadable]
+        if (SHARED / "cases").is_dir():
+            cases.append(SHARED / "cases/icdar2015-all-unreadable")
+        for root in cases:
+            message = self.fails(capsys, "train", "--data", f"icdar2015:{root}", *TINY)
+            assert message.startswith("--data: expected words to train on, got ")
+            assert "all text is marked unreadable" in message
+        assert not Path("runs").exists()
+
+    def test_mostly_empty_crops_are_a_warning(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        root = make_icdar(tmp_path / "ic", (*range(1, 10), 801), ("1,1,9,1,9,3,1,3,###",))
+        labels = root / "ch4_training_localization_transcription_gt"
+        (labels / "gt_img_3.txt").write_text("10,10,50,10,50,30,10,30,word\n")
+        detect.main(["train", "--data", f"icdar2015:{root}", *TINY])
+        assert "of the first 8 crops contain no word" in capsys.readouterr().out
+
+    def test_a_pre_training_and_a_file_are_not_replaced(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("runs/demo").mkdir(parents=True)
+        Path("runs/file").touch()
+        for name in ("run.json", "checkpoint.pt"):
+            Path(f"runs/demo/{name}").write_text("of the pre-training")
+        monkeypatch.setattr(detect, "train_detector", None)  # the error comes before it
+        message = self.fails(capsys, "train", "--name", "demo", *TINY)
+        expected = "--name: expected another name than demo, got a pre-training in runs/demo"
+        assert message == expected
+        message = self.fails(capsys, "train", "--name", "file/x", *TINY)
+        assert message == "--name: expected another name than file/x, got the file runs/file"
+        assert Path("runs/demo/checkpoint.pt").read_text() == "of the pre-training"
+
+    def test_names_that_occur_twice(self, tmp_path, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            Image.new("RGB", (32, 32)).save(tmp_path / folder / "1.png")
+        message = self.fails(capsys, "predict", "runs/d", tmp_path / "a/1.png", tmp_path / "b")
+        assert message == "IMAGE: expected each name once, got 2 pictures named 1"
+        rest = ', "words": ["a"], "quads": [[[1, 1], [9, 1], [9, 9], [1, 9]]]}\n'
+        lines = "".join(f'{{"image": "{k}/1.png"{rest}' for k in "ab" * 10)
+        (tmp_path / "d.jsonl").write_text(lines)
+        detect.main(["eval", "runs/d", "--data", "icdar2015:ic"])
+        score, results = Path("runs/d/score.json"), Path("runs/d/results")
+        before = score.read_text(), sorted(results.iterdir())
+        message = self.fails(capsys, "eval", "runs/d", "--data", f"jsonl:{tmp_path}/d.jsonl")
+        assert message.endswith("res_1.txt: expected one picture of this name, got two")
+        assert (score.read_text(), sorted(results.iterdir())) == before  # nothing is lost
+
+    def test_a_new_detector_has_no_score_yet(self, trained, monkeypatch):
+        monkeypatch.chdir(trained)
+        detect.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
+        detect.main(["eval", "runs/again", "--data", "icdar2015:ic"])
+        assert Path("runs/again/score.json").exists()
+        detect.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
+        assert not Path("runs/again/score.json").exists()
+
+    def test_a_full_disk_leaves_the_old_detector(self, trained, monkeypatch, capsys):
+        monkeypatch.chdir(trained)
+        before = Path("runs/d/checkpoint.pt").read_bytes()
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        message = self.fails(capsys, "train", "--data", "icdar2015:ic", "--name", "d", *TINY)
+        assert "No space left on device" in message and "\n" not in message
+        assert Path("runs/d/checkpoint.pt").read_bytes() == before
+
+    def test_a_loss_that_explodes(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(detect, "psenet_loss", lambda *_: (torch.tensor(math.nan),) * 2)
+        message = self.fails(capsys, "train", "--lr", "9", *TINY)
+        assert message == "--lr: expected a smaller one, got 9.0: the loss is nan"
+
+    def test_are_shown_without_a_traceback(self, tmp_path):
+        command = [sys.executable, "-m", "transfer.detect", "eval", tmp_path / "nowhere"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.startswith(self.PROGRAM)
+
+    def test_help_says_where_to_run_the_commands(self, capsys):
+        with pytest.raises(SystemExit):
+            detect.main(["--help"])
+        assert "from the clone of the repository" in capsys.readouterr().out

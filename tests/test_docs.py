@@ -1,0 +1,417 @@
+"""What README.md and the pages of docs/ say about files, commands, names and numbers is so."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+import test_vlpt
+import vlpt
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PATHS}
+README = PAGES["README.md"]
+SOURCE = (ROOT / "vlpt.py").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+METHOD = (ROOT / "assets/method.svg").read_text("utf-8")
+MAX_README_LINES = 160
+TROUBLE = ("lest", "of theirs", "as there", "but for", "told", "wanted")  # see the style guide
+
+# A step, a name in vlpt.py and a test class.
+STEP_ROWS = re.findall(
+    r"^\| (\d) [^|]*\|[^|]*\| `([\w.]+)` \| `(\w+)` \|$", README, flags=re.MULTILINE
+)
+
+
+def prose(text: str) -> str:
+    """The page without its fenced blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def between(text: str, mark: str) -> str:
+    """What stands between <!-- mark --> and <!-- /mark -->, without blank lines around it."""
+    return text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0].strip()
+
+
+def resolve(name: str, start: object = vlpt) -> object:
+    """The object of a dotted name in vlpt.py."""
+    found = start
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+class TestPages:
+    def test_the_pages_are_there(self):
+        names = ("backbone", "data", "detectors", "differences", "runs", "speed")
+        assert {f"docs/{name}.md" for name in names} <= PAGES.keys()
+
+    def test_readme_is_short(self):
+        assert len(README.splitlines()) <= MAX_README_LINES
+
+    @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+    def test_a_page_opens_with_its_question(self, page):
+        assert re.match(r"# [^\n]+: [^\n]+\?\n", PAGES[page])
+
+    @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+    def test_readme_links_to_every_page(self, page):
+        assert f"]({page}" in README
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_no_page_uses_words_that_readers_stumbled_over(self, page):
+        text = " ".join(PAGES[page].split()).lower()
+        assert [words for words in TROUBLE if re.search(rf"\b{words}\b", text)] == []
+
+    def test_readme_has_what_a_visitor_looks_for(self):
+        links = (
+            "https://arxiv.org/abs/2203.03911",
+            "https://github.com/bytedance/oclip",
+            "https://github.com/openai/CLIP",
+            "https://github.com/open-mmlab/mmocr",
+        )
+        assert [link for link in links if link not in README] == []
+        assert "VLPT-STD" in README
+        first_screen = "\n".join(README.splitlines()[:40])
+        assert "make demo" in first_screen and "make test" in first_screen
+
+
+# ---- Links -------------------------------------------------------------------------------------
+
+
+def list_links() -> Iterator[tuple[str, str]]:
+    """Every page and relative link in it."""
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+            if not link.startswith("http"):
+                yield page, link
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "link"), sorted(set(list_links())))
+def test_a_relative_link_leads_somewhere(page, link):
+    path, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists()
+    if anchor:
+        assert anchor in anchors(target.read_text("utf-8"))
+
+
+def test_a_file_named_in_backticks_exists():
+    pattern = r"`((?:(?:tests|docs|assets|experiments)/)?\w+\.(?:py|md|toml|cff|svg))`"
+    names = {name for text in PAGES.values() for name in re.findall(pattern, text)}
+    assert {"vlpt.py", "test_vlpt.py", "train_min.py"} <= names
+    assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+
+
+def test_a_line_count_is_the_real_one():
+    """A count is written as `[vlpt.py](vlpt.py) (about 1,100 lines)`, rounded to hundreds."""
+    counts = [
+        (name, int(number.replace(",", "")))
+        for text in PAGES.values()
+        for name, number in re.findall(r"\]\(([\w./]+)\) \(about ([\d,]+)\s+lines\)", text)
+    ]
+    mentioned = sum(len(re.findall(r"\d\s+lines\b", text)) for text in PAGES.values())
+    assert counts and len(counts) == mentioned
+    for name, number in counts:
+        assert number == round(len((ROOT / name).read_text("utf-8").splitlines()), -2), name
+
+
+# ---- Commands ----------------------------------------------------------------------------------
+
+
+def list_commands() -> list[str]:
+    """Every command in a block of shell code or in backticks, without its comment."""
+    found = set()
+    for text in PAGES.values():
+        lines = []
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+            lines += block.splitlines()
+        spans = re.findall(r"`([^`]+)`", prose(text))
+        lines += [" ".join(span.split()) for span in spans]
+        for line in lines:
+            line = line.split("  #")[0].strip()
+            if re.match(r"(python|make|torchrun) \S", line):
+                found.add(line)
+    return sorted(found)
+
+
+COMMANDS = list_commands()
+PYTHON_COMMANDS = [command for command in COMMANDS if not command.startswith("make ")]
+
+
+def run_help(program: list[str], arguments: list[str]) -> tuple[object, str]:
+    """Run a program of this repository with --help after its arguments.
+
+    argparse prints the help when it reaches --help. Before that it refuses a wrong subcommand and a
+    wrong choice. It would refuse an unknown option only later.
+
+    Returns: the exit status and what was printed.
+    """
+    printed = io.StringIO()
+    status: object = "no exit"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *arguments, "--help"])
+        patch.setattr(sys, "path", [str(ROOT), *sys.path])
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                if program[0] == "-m":
+                    patch.delitem(sys.modules, program[1], raising=False)  # it is run afresh
+                    runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(str(ROOT / program[0]), run_name="__main__")
+            except SystemExit as stop:
+                status = stop.code
+    return status, printed.getvalue()
+
+
+def test_the_commands_are_found():
+    assert len(PYTHON_COMMANDS) > 25
+    for start in ("python train_min.py --data", "python -m readers check", "torchrun "):
+        assert any(command.startswith(start) for command in COMMANDS), start
+
+
+@pytest.mark.parametrize("command", PYTHON_COMMANDS)
+def test_a_command_and_its_options_exist(command):
+    launcher, *words = shlex.split(command)
+    if launcher == "torchrun":
+        if words == ["--nproc-per-node", "4"]:  # in place of `python`
+            return
+        words = words[words.index("train_min.py") :]
+    program = words[:2] if words[0] == "-m" else words[:1]
+    arguments = words[len(program) :]
+    if program == ["vlpt.py"]:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert "VisualTextualDecoder" in done.stdout
+        return
+    if program[0] == "-m":
+        assert importlib.util.find_spec(program[1]), f"no module {program[1]}"
+    # Of values that stand for several, `a|b|c`, the first one is enough here.
+    arguments = [word.split("|")[0] for word in arguments if word != "..."]
+    arguments = [re.sub(r"^N$", "64", word) for word in arguments]
+    status, help_text = run_help(program, [word for word in arguments if word != "--help"])
+    assert status in (0, None), help_text
+    options = {word for word in arguments if word.startswith("--")}
+    assert [option for option in options if not re.search(rf"{option}\b", help_text)] == []
+
+
+def test_every_choice_of_a_command_exists():
+    """The values in `--layout native|mmocr|timm`."""
+    layouts = {
+        found
+        for command in COMMANDS
+        for found in re.findall(r"--layout ([\w|]+)", command)
+        if "|" in found
+    }
+    assert layouts == {"|".join(["native", "mmocr", "timm"])}
+    assert set(vlpt.LAYOUTS) == set("|".join(layouts).split("|"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_option_in_backticks_exists(page):
+    """Options outside of a command belong to the trainer, the detector or the tables."""
+    options = set(re.findall(r"`(--[\w-]+)(?: [^`]*)?`", prose(PAGES[page])))
+    if options:
+        texts = [
+            run_help(["train_min.py"], [])[1],
+            run_help(["-m", "transfer.detect"], ["train"])[1],
+            run_help(["-m", "experiments.reproduce"], [])[1],
+            run_help(["-m", "transfer.export"], [])[1],
+        ]
+        found = set(re.findall(r"--[\w-]+", " ".join(texts)))
+        assert options <= found | {"--nproc-per-node"}  # torchrun's
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_a_make_target_exists(command):
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
+
+
+# ---- Names and examples ------------------------------------------------------------------------
+
+
+def test_a_name_of_vlpt_exists():
+    names = {n for text in PAGES.values() for n in re.findall(r"\bvlpt\.([A-Za-z_][\w.]*)", text)}
+    names -= {"py"}
+    assert {"VLPT", "load_backbone", "export_backbone", "normalize", "read_tensors"} <= names
+    for name in sorted(names):
+        assert resolve(name.rstrip(".")) is not None
+
+
+def test_every_name_in_backticks_occurs_in_the_code():
+    """Catches a name that the code no longer has. Placeholders are written in capitals."""
+    of_others = {"load_from", "foreach"}  # options of MMOCR and of torch.optim
+    code = "\n".join(
+        path.read_text("utf-8")
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), ROOT / "pyproject.toml"]
+        if path.name != "test_docs.py" and path.parent.name != ".venv"
+    )
+    missing = []
+    for page, text in PAGES.items():
+        names = set(re.findall(r"`([A-Za-z_]\w*)(?:\([^`]*\))?`", prose(text)))
+        for name in sorted(names - of_others):
+            is_placeholder = name.isupper() and "_" not in name
+            if not is_placeholder and not re.search(rf"\b{name}\b", code):
+                missing.append(f"{page}: {name}")
+    assert missing == []
+
+
+def test_readme_s_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    assert len(example.splitlines()) <= 12
+    exec(example, {})
+    comment = re.search(r"print\(.*\)  # (.*)", example)
+    assert comment and capsys.readouterr().out.strip() == comment[1]
+    assert (tmp_path / "backbone.pt").is_file()
+
+
+def test_readme_s_lines_for_other_libraries_run(tmp_path):
+    section = README.split("## Use the backbone\n")[1].split("\n## ")[0]
+    rows = re.findall(
+        r"^\| (\w+) \| `(--\w+) (\w+)` \| `(\w+)` \| `(.+)` \|$", section, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == ["torchvision", "timm", "MMOCR"]
+    for _, option, value, layout, line in rows:
+        name = value if option == "--backbone" else vlpt.OCLIP_RN50.backbone
+        path = tmp_path / f"{name}_{layout}.safetensors"
+        vlpt.export_backbone(vlpt.build_backbone(name), path, layout)
+        state = safetensors.torch.load_file(path)
+        names = {"torchvision": torchvision, "timm": timm, "state": state, "FILE": str(path)}
+        eval(line, names)
+
+
+# ---- Steps, differences and the figure ---------------------------------------------------------
+
+
+def test_the_table_has_all_nine_steps_in_order():
+    assert [number for number, _, _ in STEP_ROWS] == list("123456789")
+
+
+@pytest.mark.parametrize(("number", "name", "test_class"), STEP_ROWS)
+def test_the_code_and_the_tests_of_a_step_exist(number, name, test_class):
+    assert callable(resolve(name))
+    assert test_class.startswith(f"TestStep{number}")
+    tests = [test for test in dir(getattr(test_vlpt, test_class)) if test.startswith("test_")]
+    assert len(tests) >= 2
+
+
+def test_the_docstring_of_vlpt_has_the_same_table():
+    rows = re.findall(r"^    (\d)  .*?([\w.]+) +(TestStep\d)$", vlpt.__doc__, flags=re.MULTILINE)
+    assert rows == [(number, name, f"TestStep{number}") for number, name, _ in STEP_ROWS]
+
+
+def test_every_test_class_of_a_step_is_in_the_table():
+    classes = {name for name in dir(test_vlpt) if name.startswith("TestStep")}
+    assert classes == {test_class for _, _, test_class in STEP_ROWS}
+
+
+def test_the_differences_are_the_same_everywhere():
+    expected = [f"D{k}" for k in range(1, 13)]
+    assert re.findall(r"^    (D\d+) ", vlpt.__doc__, flags=re.MULTILINE) == expected
+    page = PAGES["docs/differences.md"]
+    assert re.findall(r"^\| (D\d+) \|", page, flags=re.MULTILINE) == expected
+    assert set(re.findall(r"\bD\d+\b", page)) == set(expected)
+
+
+def test_differences_of_the_model_are_marked_in_the_code():
+    body = SOURCE.replace(vlpt.__doc__, "")
+    marked = set(re.findall(r"\bD\d+\b", body))
+    assert marked == {"D1", "D2", "D3", "D4", "D5", "D6", "D7", "D9"}
+
+
+def test_the_figure_needs_nothing_from_elsewhere():
+    root = ElementTree.fromstring(METHOD)
+    assert root.find("{*}title").text and root.find("{*}desc").text
+    used = re.findall(r'href="([^"]*)"|url\(([^)]*)\)', METHOD)
+    assert all((href or url).startswith("#") for href, url in used)
+    assert not any(text in METHOD for text in ("@import", "<image", "<script"))
+
+
+def test_the_figure_has_the_nine_steps_and_the_names_of_the_code():
+    numbers = re.findall(r'class="n"[^>]*>(\d)<', METHOD)
+    assert sorted(numbers) == [number for number, _, _ in STEP_ROWS]
+    for name in ("image tokens", "character features", "logit_scale", "MASK"):
+        assert f"{name}" in METHOD
+
+
+# ---- Numbers -----------------------------------------------------------------------------------
+
+
+def load_results() -> dict:
+    return json.loads((ROOT / "experiments/results.json").read_text("utf-8"))
+
+
+def test_the_tables_of_detectors_are_those_of_the_results():
+    reproduce: ModuleType = importlib.import_module("experiments.reproduce")
+    expected = "\n".join(reproduce.readme_lines(load_results()))
+    assert between(PAGES["docs/detectors.md"], "results") == expected
+
+
+def test_readme_s_f_scores_are_those_of_the_results():
+    rows = {row["label"]: row["values"] for row in load_results()["tables"]["a"]}
+    row = rows["100 photographs"]
+    scratch, pretrained = (mean(row[arm].values()) for arm in ("scratch", "pre-trained"))
+    assert f"from {scratch:.1f} % to {pretrained:.1f} %" in README
+
+
+def test_the_demo_s_result_is_a_whole_line():
+    line = between(README, "demo")
+    assert line.startswith("RESULT data=synth preset=tiny ") and "\n" not in line
+    numbers = dict(pair.split("=") for pair in line.split()[1:])
+    right, other, gain = (float(numbers[key]) for key in ("acc_right", "acc_other", "gain"))
+    assert abs(right - other - gain) < 0.0011  # each is rounded
+
+
+def test_pixel_statistics_are_those_of_the_code():
+    """In 0..255, as MMOCR takes them."""
+    text = PAGES["docs/backbone.md"]
+    for name, values in (("mean", vlpt.PIXEL_MEAN), ("std", vlpt.PIXEL_STD)):
+        quoted = [float(x) for x in re.search(rf"{name}=\[([\d., ]+)\]", text)[1].split(",")]
+        assert torch.allclose(torch.tensor(quoted), 255 * torch.tensor(values), atol=0.005)
+
+
+# ---- The project's own papers ------------------------------------------------------------------
+
+
+def test_tools_are_pinned_alike_everywhere():
+    pins = dict(re.findall(r'"(ruff|mypy)==([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    hooks = re.findall(r"(ruff|mypy)\S*\n +rev: v([\d.]+)", config)
+    assert pins == dict(hooks) and len(hooks) == len(pins) == 2
+
+
+def test_the_citation_file_agrees_with_readme_and_vlpt():
+    text = " ".join((ROOT / "CITATION.cff").read_text("utf-8").split())
+    title = re.search(r"title=\{(.*)\}", README)[1]
+    assert title in text
+    assert "cff-version: 1.2.0" in text
+    names = re.search(r"author=\{(.*)\}", README)[1].split(" and ")
+    people = re.findall(r"family-names: (\w+), given-names: (\w+)", text)
+    assert names == [f"{family}, {given}" for family, given in people]
+    assert f"version: {vlpt.__version__}" in text

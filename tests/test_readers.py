@@ -1,0 +1,1007 @@
+"""Tests of readers/: the data sets, augmentation, alphabets, and `python -m readers`."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as T
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+
+import data_stub as ds
+import vlpt
+from experiments import fake_synthtext as fake
+from experiments.fake_synthtext import fake_synthtext, split_quad, write_synthtext
+from readers import ICDAR2015, JsonLines, SynthText, open_source, read_alphabet, synthtext
+from readers import alphabet as alphabets
+from readers.__main__ import main
+from readers.alphabet import count_learnable
+from readers.augment import augment, colour_change
+from readers.check import OUTSIDE, check
+from readers.detection import DetectionSample, FromSource, open_detection
+from readers.pictures import clip_quads, open_image
+from readers.totaltext import TotalText
+from tests.test_data_stub import areas, depth
+
+ROOT = Path(ds.__file__).parent
+REAL = Path(os.getenv("VLPT_ICDAR2015", ROOT / "../shared/data/icdar2015"))
+ALPHABET = vlpt.Alphabet(vlpt.PRINTABLE)
+
+
+class TestFolders:
+    def test_synthtext_reads_what_is_written(self, tmp_path):
+        write_synthtext(tmp_path, 20, seed=4, size=64)
+        train, held = (SynthText(tmp_path, split) for split in ds.SPLITS)
+        assert (len(train), len(held)) == (18, 2)
+        want = [ds.render(4, k, 64) for k in range(20)]
+        order = [k for k in range(20) if k % 10 != 9], [9, 19]
+        for source, indices in zip((train, held), order, strict=True):
+            for got, k in zip(source, indices, strict=True):
+                assert got.words == want[k].words
+                np.testing.assert_array_equal(got.quads, want[k].quads)
+                difference = got.image.astype(int) - want[k].image
+                assert abs(difference).mean() < 12  # JPEG of noise
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_a_photograph_is_turned_as_viewers_show_it(self, orientation, tmp_path):
+        pixels = np.random.default_rng(0).integers(0, 2, (4, 6, 3), np.uint8) * 255
+        photo = Image.fromarray(pixels.repeat(32, 0).repeat(32, 1))
+        turn = {
+            2: "FLIP_LEFT_RIGHT",
+            3: "ROTATE_180",
+            4: "FLIP_TOP_BOTTOM",
+            5: "TRANSPOSE",
+            6: "ROTATE_270",
+            7: "TRANSVERSE",
+            8: "ROTATE_90",
+        }.get(orientation)
+        shown = photo.transpose(Image.Transpose[turn]) if turn else photo
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+        for least in (None, 40):  # 40: decoded at half the size
+            got, scale = open_image(tmp_path / "a.jpg", least)
+            assert got.size == (round(shown.width * scale), round(shown.height * scale))
+            assert scale == (0.5 if least else 1)
+            wanted = np.asarray(shown.resize(got.size, Image.Resampling.BOX), int)
+            assert abs(np.asarray(got, int) - wanted).mean() < 12
+
+    def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
+        Image.new("RGB", (40, 20), (9, 8, 7)).save(tmp_path / "a.png")
+        quad = [[[1, 2], [30, 2], [30, 12], [1, 12]]]
+        lines = [
+            {"image": "a.png", "words": ["Émile"], "quads": quad},
+            {"image": "a.png", "words": ["two", "words"]},
+            {"image": "a.png", "words": []},
+        ]
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (tmp_path / "d.jsonl").write_text(text + "\n\n", encoding="utf-8")
+        source = JsonLines(tmp_path / "d.jsonl")
+        assert len(source) == 2 and len(JsonLines(tmp_path / "d.jsonl", "heldout")) == 1
+        assert source[0].words == ["Émile"] and source[0].quads.tolist() == quad
+        assert source[1].words == ["two", "words"] and source[1].quads is None
+        assert source[0].image.shape == (20, 40, 3) and source[0].image[0, 0].tolist() == [9, 8, 7]
+
+    def make_icdar(self, root: Path, numbers: list[int]) -> None:
+        images, labels = (
+            root / "ch4_training_images",
+            root / ("ch4_training_localization_transcription_gt"),
+        )
+        images.mkdir(parents=True)
+        labels.mkdir()
+        for n in numbers:
+            Image.new("RGB", (64, 48)).save(images / f"img_{n}.jpg")
+            text = (
+                f"\ufeff1,2,9,2,9,6,1,6,word{n}\r\n1,2,9,2,9,6,1,6,###\r\n3,4,5,4,5,9,3,9,a,b\r\n"
+            )
+            (labels / f"gt_img_{n}.txt").write_text(text, encoding="utf-8", newline="")
+
+    def test_icdar_labels_with_mark_commas_and_unreadable_words(self, tmp_path):
+        self.make_icdar(tmp_path, [2, 800, 801, 1000, 10])
+        train, held = (ICDAR2015(tmp_path, split) for split in ds.SPLITS)
+        assert [s.words for s in train] == [["word2", "a,b"], ["word10", "a,b"], ["word800", "a,b"]]
+        assert [s.words[0] for s in held] == ["word801", "word1000"]
+        assert train[0].quads[0].tolist() == [[1, 2], [9, 2], [9, 6], [1, 6]]
+        assert train[0].ignored.tolist() == [[[1, 2], [9, 2], [9, 6], [1, 6]]]
+        assert train.read(0, 16).ignored[0, 1].tolist() == [4.5, 1]  # decoded at half its size
+        assert (train.notes, held.notes) == (
+            {"words marked unreadable": 3},
+            {"words marked unreadable": 2},
+        )
+
+    @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
+    def test_icdar_itself(self):
+        train, held = (ICDAR2015(REAL, split) for split in ds.SPLITS)
+        assert (len(train), len(held)) == (800, 200)
+        assert sum(len(item.words) for item in train.items + held.items) == 4468
+        assert sum((train.notes + held.notes).values()) == 11_886 - 4468
+        assert train[0].image.shape == (720, 1280, 3)
+
+    @pytest.mark.parametrize("reader", [SynthText, ICDAR2015, JsonLines])
+    def test_a_missing_path_is_named_with_what_is_wanted(self, reader, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"(?s)nowhere.*not found; expected\n    "):
+            reader(tmp_path / "nowhere")
+
+    def test_a_label_file_that_is_missing_is_named(self, tmp_path):
+        self.make_icdar(tmp_path, [1, 2])
+        next(tmp_path.glob("*gt/gt_img_2.txt")).unlink()
+        with pytest.raises(FileNotFoundError, match=r"gt_img_2\.txt: not found"):
+            ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize("line", ["1,2,3,4,5,6,7,word", "1,2,3,4,5,6,7,x,word", "word", ""])
+    def test_a_malformed_label_is_named_by_file_and_line(self, tmp_path, line):
+        self.make_icdar(tmp_path, [1, 2])
+        path = next(tmp_path.glob("*gt/gt_img_2.txt"))
+        path.write_text("1,2,9,2,9,6,1,6,fine\n" + line + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"gt_img_2\.txt:2: expected x1,y1.*, got "):
+            ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "{",
+            "[]",
+            '{"words": ["a"]}',
+            '{"image": "a.png"}',
+            '{"image": 3, "words": ["a"]}',
+            '{"image": "a.png", "words": [3]}',
+            '{"image": "a.png", "words": "EXIT"}',
+            '{"image": "a.png", "words": ["a"], "quads": [[1, 2]]}',
+            '{"image": "a.png", "words": ["a", "b"], "quads": [[[1, 2], [3, 4], [5, 6], [7, 8]]]}',
+        ],
+    )
+    def test_a_malformed_json_line_is_named_by_file_and_line(self, tmp_path, line):
+        good = '{"image": "a.png", "words": ["a"]}\n'
+        (tmp_path / "d.jsonl").write_text(good + line + "\n")
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: expected \{\"image\": path"):
+            JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize("text", ["", '{"image": "a.png", "words": ["a"]}\n'])
+    def test_fewer_than_two_pictures_cannot_be_split(self, tmp_path, text):
+        (tmp_path / "d.jsonl").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"d\.jsonl: expected 2 or more annotated pictures, got [01]"
+        ):
+            JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+    def test_a_damaged_gt_mat_is_named(self, tmp_path, content):
+        (tmp_path / "gt.mat").write_bytes(content)
+        with pytest.raises(ValueError, match=r"gt\.mat: not SynthText's gt\.mat"):
+            SynthText(tmp_path)
+
+    def test_a_gt_mat_of_something_else_is_named(self, tmp_path):
+        from scipy.io import savemat
+
+        savemat(tmp_path / "gt.mat", {"imnames": np.zeros(3)})
+        with pytest.raises(ValueError, match=r"gt\.mat: not SynthText's gt\.mat"):
+            SynthText(tmp_path)
+
+    @pytest.mark.parametrize("spec", ["imagenet", "synthtext", "jsonl:", "synth:x", ""])
+    def test_an_unknown_source_is_named(self, spec):
+        with pytest.raises(
+            ValueError, match=f"data: expected synth, synthtext:PATH.*, got '{spec}'"
+        ):
+            open_source(spec, "train", 64, 10)
+
+
+def write_mat(root: Path, names: list[str], texts: list, boxes: list) -> Path:
+    from scipy.io import savemat
+
+    table = {key: np.empty((1, len(names)), object) for key in ("imnames", "txt", "wordBB")}
+    for k, row in enumerate(zip(names, texts, boxes, strict=True)):
+        for key, value in zip(table, row, strict=True):
+            table[key][0, k] = np.array(value if key == "wordBB" else np.atleast_1d(value))
+    savemat(root / "gt.mat", table)
+    return root
+
+
+BOX = np.float32([[1, 9, 9, 1], [2, 2, 6, 6]])  # (2, 4), x and y of a word's corners
+LETTERS = "abé한中\u0301\u1112\u1161"  # the last three join what is before them, or each other
+
+
+class TestSynthText:
+    def make(self, root: Path, words: list[list[str]], boxes: list | None = None) -> Path:
+        """One grey picture, 40 x 30, that all entries name; one entry a list of words."""
+        (root / "8").mkdir(parents=True)
+        Image.new("RGB", (40, 30), (99, 99, 99)).save(root / "8" / "x_0.png")
+        boxes = boxes or [np.stack([BOX] * len(each), -1) for each in words]
+        return write_mat(root, ["8/x_0.png"] * len(words), words, boxes)
+
+    def test_as_published_lines_in_an_entry_blanks_and_one_box(self, tmp_path):
+        texts = [["NO EXIT\n HERE  ", "either        "], ["EXIT\n"], ["two words"], ["a"]]
+        boxes = [np.stack([BOX] * 4, -1), BOX, BOX, BOX]  # 2 x 4 where there is one word
+        source = SynthText(self.make(tmp_path / "st", texts, boxes))
+        assert [s.words for s in source] == [["NO", "EXIT", "HERE", "either"], ["EXIT"]]
+        assert source[1].quads.tolist() == [[[1, 2], [9, 2], [9, 6], [1, 6]]]
+        assert source.notes == {
+            "pictures with another number of quads than words": 1,
+            alphabets.CUT: 0,
+        }
+        assert [s.words for s in SynthText(tmp_path / "st", "heldout")] == [["a"]]
+
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(
+        entries=st.lists(
+            st.lists(st.text(LETTERS, min_size=1, max_size=40), max_size=4), min_size=2, max_size=25
+        ),
+        known=st.sets(st.sampled_from("abé한中"), min_size=1),
+        split=st.sampled_from(ds.SPLITS),
+    )
+    def test_the_index_says_what_a_list_of_words_would(self, entries, known, split):
+        entries = [[*words, "a"] for words in entries]  # an entry without words is not MATLAB's
+        with tempfile.TemporaryDirectory() as folder:
+            source = SynthText(self.make(Path(folder) / "st", entries), split)
+            held = [k for k in range(len(entries)) if k % 10 == 9] or [len(entries) - 1]
+            wanted = [k for k in range(len(entries)) if (k in held) == (split == "heldout")]
+            plain = [[vlpt.normalize_text(word) for word in entries[k]] for k in wanted]
+            assert [s.words for s in source] == [[w[:25] for w in words] for words in plain]
+            alphabet, notes, counts = vlpt.Alphabet("".join(known)), Counter(), Counter()
+            got = source.learnable(alphabet, notes)
+            found = [count_learnable(words, alphabet, counts) for words in plain]
+            assert got.tolist() == [n > 0 for n in found]
+            for reason in (alphabets.UNKNOWN, alphabets.PARTLY):
+                assert notes[reason] == counts[reason]
+            assert source.notes[alphabets.CUT] == sum(
+                len(word) > 25 for words in plain for word in words
+            )
+            assert source.characters() == Counter("".join(w[:25] for x in plain for w in x))
+
+    def test_later_starts_do_not_read_gt_mat(self, tmp_path, monkeypatch, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
+        first = [s.words for s in SynthText(root)]
+        assert capsys.readouterr().out.count("index written, once") == 1
+        monkeypatch.setattr("scipy.io.loadmat", None)
+        assert [s.words for s in SynthText(root)] == first == [["one"], ["two", "three"]]
+        assert capsys.readouterr().out == "" and len(list(root.iterdir())) == 3
+
+    @pytest.mark.parametrize(
+        "damage", ["stale", "touched", "cut", "longer", "empty", "text", "ends"]
+    )
+    def test_an_index_that_does_not_fit_is_built_again(self, tmp_path, damage, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
+        path = SynthText(root).table.path
+        good = path.read_bytes()
+        if damage == "stale":
+            shutil.rmtree(root)
+            self.make(root, [["other"], ["words", "now"], ["here"], ["too"]])
+        elif damage == "touched":
+            os.utime(root / "gt.mat", ns=(1, 1))
+        else:
+            broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
+            broken[len(synthtext.HEAD) + 4 * 4 + 3] = 99  # an end beyond the names
+            ends = broken.tobytes() + good[len(broken) * 8 :]
+            bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
+            path.write_bytes(bad.get(damage, b"not an index at all" * 99))
+        capsys.readouterr()
+        words = [s.words for s in SynthText(root)]
+        assert "index written" in capsys.readouterr().out
+        if damage == "stale":
+            assert words == [["other"], ["words", "now"], ["here"]]
+        else:
+            assert words == [["one"], ["two", "three"]]
+            assert damage == "touched" or path.read_bytes() == good
+
+    def test_where_nothing_can_be_written_a_cache_is_used(self, tmp_path, monkeypatch, capsys):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        (root / "gt.mat.index").mkdir()  # as good as a folder that is read-only
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert SynthText(root)[0].words == ["one"]
+        assert capsys.readouterr().out.startswith(str(tmp_path / "cache" / "vlpt"))
+        monkeypatch.setattr("scipy.io.loadmat", None)
+        assert SynthText(root)[0].words == ["one"] and capsys.readouterr().out == ""
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root / "gt.mat"))
+        with pytest.raises(ValueError, match=r"gt\.mat: its index can be written nowhere: .*index"):
+            SynthText(root)
+
+    def test_a_process_without_a_home_folder_keeps_it_beside_gt_mat(self, tmp_path, monkeypatch):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+
+        def no_home(_):
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "expanduser", no_home)
+        assert SynthText(root).table.path == root / "gt.mat.index"
+        (root / "gt.mat.index").unlink()
+        (root / "gt.mat.index").mkdir()
+        with pytest.raises(ValueError, match=r"gt\.mat: its index can be written nowhere"):
+            SynthText(root)
+
+    def test_an_interrupted_write_leaves_nothing(self, tmp_path, monkeypatch):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+
+        def stop(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(synthtext.os, "fsync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            SynthText(root)
+        assert sorted(path.name for path in root.iterdir()) == ["8", "gt.mat"]
+
+    def test_pictures_may_lie_in_all_images(self, tmp_path):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        (root / "all_images").mkdir()
+        (root / "8").rename(root / "all_images" / "8")
+        assert SynthText(root)[0].image.shape == (30, 40, 3)
+        shutil.rmtree(root / "all_images")
+        trees = r"(?s)8/x_0\.png: not found.*ROOT/8/ballet.*ROOT/all_images/8/ballet"
+        with pytest.raises(FileNotFoundError, match=trees):
+            SynthText(root)
+
+    def test_a_half_without_pictures_is_named(self, tmp_path):
+        root = self.make(tmp_path / "st", [["one"], ["two", "boxes"]], [BOX, BOX])
+        with pytest.raises(
+            ValueError, match=r"gt\.mat: expected annotated pictures in both splits, got 1"
+        ):
+            SynthText(root)
+
+    def test_workers_map_the_index_themselves(self, tmp_path):
+        write_synthtext(tmp_path, 12, seed=0, size=64)
+        data = ds.Pretraining(SynthText(tmp_path), ALPHABET, 64, 0)
+        assert len(pickle.dumps(data.source)) < 1000 < len(pickle.dumps(data)) < 10_000
+        batches = [
+            list(
+                DataLoader(
+                    data,
+                    batch_sampler=[range(4), range(4, 8)],
+                    num_workers=count,
+                    collate_fn=ds.collate,
+                    multiprocessing_context=method,
+                )
+            )
+            for count, method in ((0, None), (1, "spawn"))
+        ]
+        for one, two in zip(*batches, strict=True):
+            assert torch.equal(one.images, two.images) and torch.equal(one.ids, two.ids)
+
+    def test_words_mostly_outside_are_left_out_and_counted(self, tmp_path):
+        shift = np.float32([[36], [0]])  # of a box 8 wide, in a picture 40 wide: 3 of 8 are left
+        boxes = [np.stack([BOX + shift * 0.9, BOX + shift], -1), BOX + 99, BOX]
+        source = SynthText(self.make(tmp_path / "st", [["in", "out"], ["far"], ["held"]], boxes))
+        assert (source[0].words, source[0].outside) == (["in"], 1)
+        assert source[0].quads[0, :, 0].tolist() == pytest.approx([33.4, 40, 40, 33.4])
+        assert (source[1].words, source[1].outside, source[1].quads.shape) == ([], 1, (0, 4, 2))
+        batch = ds.collate([ds.Pretraining(source, ALPHABET, 32, 0)[k] for k in range(2)])
+        assert (len(batch.images), batch.outside) == (1, 1)
+        assert batch.skipped == [f"{source.root}: picture 1 has no learnable word inside it"]
+
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(st.lists(st.floats(-50, 150, width=32), min_size=8, max_size=8), st.integers(1, 99))
+    def test_clipped_quads_lie_in_the_picture_and_do_not_change_again(self, corners, height):
+        quads = np.array(corners, np.float32).reshape(1, 4, 2)
+        clipped, inside = clip_quads(quads, 100, height)
+        assert clipped.dtype == np.float32 and clipped.shape == quads.shape
+        assert clipped.min() >= 0 and (clipped <= [100, height]).all()
+        assert np.array_equal(clip_quads(clipped, 100, height)[0], clipped)
+        assert inside[0] == (abs(areas(clipped)) > abs(areas(quads)) / 2)[0]
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(left=st.integers(-30, 40), width=st.integers(1, 30))
+    def test_a_word_stays_if_more_than_half_of_it_is_inside(self, left, width):
+        quad = ds.box_corners(left, 5, left + width, 9)[None].astype(np.float32)
+        seen = max(0, min(40, left + width) - max(0, left))
+        assert clip_quads(quad, 40, 30)[1].tolist() == [2 * seen > width]
+
+    def test_links_stand_for_pictures_in_the_published_layout(self, tmp_path):
+        from scipy.io import loadmat
+
+        write_synthtext(tmp_path, 20, seed=0, size=64, distinct=4)
+        table = loadmat(tmp_path / "gt.mat")
+        assert {table[key].shape for key in ("imnames", "wordBB", "charBB", "txt")} == {(1, 20)}
+        sizes = {1: (2, 4)}
+        for name, words, chars, text in zip(
+            *(table[key][0] for key in ("imnames", "wordBB", "charBB", "txt")), strict=True
+        ):
+            said = " ".join(text).split()
+            assert words.shape == sizes.get(len(said), (2, 4, len(said)))
+            assert (words.dtype, chars.shape) == (np.float32, (2, 4, sum(map(len, said))))
+            assert (tmp_path / name[0]).stat().st_nlink == 5
+        assert SynthText(tmp_path)[13].words == ds.render(0, 14 % 4, 64).words
+
+    def test_letters_of_a_quad_fill_it_in_order(self):
+        parts = split_quad(ds.box_corners(0, 0, 12, 4), 3)
+        want = [ds.box_corners(x, 0, x + 4, 4) for x in (0, 4, 8)]
+        np.testing.assert_allclose(parts, want, atol=1e-5)
+
+    def test_a_full_disk_is_noticed_before_anything_is_written(self, tmp_path, monkeypatch):
+        usage = type(shutil.disk_usage(tmp_path))(10**12, 10**12, 10**9)
+        monkeypatch.setattr(fake.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(ValueError, match=r"st: expected 2\.6 GB of free disk, got 1\.0"):
+            fake_synthtext(tmp_path / "st", 858_750)
+        with pytest.raises(ValueError, match="--images: expected 2 or more, got 1"):
+            fake_synthtext(tmp_path / "st", 1)
+
+
+def make_icdar(root: Path, numbers=(1, 2, 801, 802)) -> Path:
+    images = root / "ch4_training_images"
+    labels = root / "ch4_training_localization_transcription_gt"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for n in numbers:
+        Image.new("RGB", (96, 64), (n % 256, 80, 90)).save(images / f"img_{n}.jpg")
+        text = "\ufeff10,10,50,10,50,30,10,30,word\r\n60,10,90,10,90,30,60,30,###\r\n"
+        (labels / f"gt_img_{n}.txt").write_text(text, encoding="utf-8", newline="")
+    return root
+
+
+def make_totaltext(root: Path, line: str) -> Path:
+    for folder in ("Train", "Test"):
+        (root / "Images" / folder).mkdir(parents=True)
+        (root / "txt_format" / folder).mkdir(parents=True)
+        for n in (1, 2):
+            Image.new("RGB", (96, 64)).save(root / "Images" / folder / f"img{n}.jpg")
+            (root / "txt_format" / folder / f"poly_gt_img{n}.txt").write_text(line)
+    return root
+
+
+class TestDetection:
+    """Pictures with polygons."""
+
+    def test_unreadable_regions_are_ignored(self, tmp_path):
+        data = open_detection(f"icdar2015:{make_icdar(tmp_path)}", "heldout")
+        assert (len(data), data.name(0)) == (2, "img_801")
+        sample = data[0]
+        assert sample.ignored.tolist() == [False, True]
+        assert [p[0].tolist() for p in sample.polygons] == [[10, 10], [60, 10]]
+
+    def test_polygons_of_total_text(self, tmp_path):
+        lines = (
+            "x: [[10 30 50 50 30\n 10]], y: [[10 5 10 30 25 30]], ornt: [u'c'], "
+            "transcriptions: [u'It's']\n"
+            "x: [[60 90 90]], y: [[10 10 30]], ornt: [u'#'], transcriptions: [u'#']\n"
+        )
+        root = make_totaltext(tmp_path, lines)
+        assert [len(open_detection(f"totaltext:{root}", half)) for half in ds.SPLITS] == [2, 2]
+        data = TotalText(root, "heldout")
+        assert data.name(1) == "img2"
+        sample = data[0]
+        assert isinstance(sample, DetectionSample) and sample.image.size == (96, 64)
+        curve = [[10, 10], [30, 5], [50, 10], [50, 30], [30, 25], [10, 30]]
+        assert [p.tolist() for p in sample.polygons] == [curve, [[60, 10], [90, 10], [90, 30]]]
+        assert sample.ignored.tolist() == [False, True]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "10,10,50,10,word",
+            "x: [[1 2]], y: [[1 2]], ornt: [u'c'], transcriptions: [u'a']",
+            "x: [[1 2 3]], y: [[1 2]], ornt: [u'c'], transcriptions: [u'a']",
+        ],
+    )
+    def test_a_label_of_total_text_that_is_no_such_thing_is_named(self, tmp_path, line):
+        root = make_totaltext(tmp_path, line)
+        message = r"poly_gt_img1\.txt: expected lines of x: .*, got ['\"]" + re.escape(line[:30])
+        with pytest.raises(ValueError, match=message):
+            TotalText(root, "train")
+
+    def test_a_folder_of_total_text_without_pictures_is_named(self, tmp_path):
+        root = make_totaltext(tmp_path, "")
+        assert TotalText(root, "train")[0].polygons == []  # a picture may have no word
+        for path in (root / "Images" / "Test").iterdir():
+            path.unlink()
+        with pytest.raises(ValueError, match=r"Images/Test: has no picture; expected\n    ROOT/Im"):
+            TotalText(root, "heldout")
+        with pytest.raises(FileNotFoundError, match=r"Images/Train: not found; expected\n    ROOT"):
+            TotalText(root / "txt_format", "train")
+
+    def test_synthtext_and_the_renderer(self, tmp_path):
+        write_synthtext(tmp_path, 12, seed=0, size=64)
+        names = {f"synthtext:{tmp_path}": "picture_0", "synth": "picture_0_of_seed_0"}
+        for spec, name in names.items():
+            data = open_detection(spec, "train", 64, 3)
+            assert data.name(0) == name
+            assert len(data[0].polygons) == len(data[0].ignored) > 0
+
+    def test_pictures_without_quads_are_named(self, tmp_path):
+        Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+        (tmp_path / "d.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' * 2)
+        data = FromSource(JsonLines(tmp_path / "d.jsonl"))
+        with pytest.raises(ValueError, match=r"a\.png: expected a quad for each word, got none"):
+            data[0]
+
+    @pytest.mark.parametrize("spec", ["imagenet", "totaltext:", "synth:x"])
+    def test_an_unknown_source_is_named(self, spec):
+        with pytest.raises(ValueError, match=f"data: expected totaltext:PATH, .*, got '{spec}'"):
+            open_detection(spec, "train")
+
+
+class TestTrainingOnFiles:
+    """What `data_stub.Pretraining` makes of real files, varied by `augment` or not."""
+
+    def folder(self, tmp_path: Path, words: list[list[str]]) -> Path:
+        """Each list is a training picture; a held-out one is added at the end."""
+        path = tmp_path / "d.jsonl"
+        lines = []
+        for k, each in enumerate([*words, ["held"]]):
+            Image.new("RGB", (50, 30), (k, k, k)).save(tmp_path / f"{k}.png")
+            lines.append(json.dumps({"image": f"{k}.png", "words": each}))
+        path.write_text("\n".join(lines))
+        return path
+
+    def test_words_that_cannot_be_learned_are_counted(self, tmp_path):
+        path = self.folder(
+            tmp_path, [["fine", "", "  ", "née", "two words"], ["x" * 40], [], ["é"]]
+        )
+        data = ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
+        assert data.notes == {
+            "words that are empty": 2,
+            "words without a character of the alphabet": 1,
+            "words with some characters outside the alphabet (kept)": 2,
+            "words cut to 25 characters": 1,
+            "pictures without a usable word": 2,
+        }
+        words = {frozenset(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
+        assert words == {frozenset(["fine", "n\ufffde", "two\ufffdwords"]), frozenset(["x" * 25])}
+        assert data[0][0].shape == (3, 32, 32)
+
+    def test_large_jpegs_are_decoded_smaller_and_look_the_same(self, tmp_path):
+        picture = Image.fromarray(ds.render(0, 1, 512).image).resize((801, 600))
+        picture.save(tmp_path / "a.jpg", quality=95)
+        quads = [[[8, 16], [80, 16], [80, 64], [8, 64]]]
+        line = json.dumps({"image": "a.jpg", "words": ["one"], "quads": quads})
+        (tmp_path / "d.jsonl").write_text(f"{line}\n{line}")
+        source = JsonLines(tmp_path / "d.jsonl")
+        for least, scale in ((None, 1), (301, 1), (300, 2), (128, 4), (75, 8), (8, 8)):
+            sample = source.read(0, least)
+            assert sample.image.shape == (-(-600 // scale), -(-801 // scale), 3)
+            assert (sample.quads * scale).tolist() == quads
+        small = ds.Pretraining(source, ALPHABET, 128, 0)[0][0].permute(1, 2, 0).numpy()
+        plain = np.asarray(picture.resize((128, 128), Image.Resampling.BILINEAR))
+        assert abs(small.astype(int) - plain).mean() < 4
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
+    @given(
+        seed=st.integers(0, 2**31),
+        shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),
+        at=st.tuples(st.floats(-0.08, 0.8), st.floats(-0.08, 0.8)),
+    )
+    def test_quads_go_with_the_picture_and_stay_in_view(self, seed, shape, at):
+        """A white block on black is, in the varied picture, where its quad says."""
+        left, top = np.multiply(at, shape).round()
+        quads = ds.box_corners(left, top, left + 20, top + 20)[None].astype(np.float32)
+        image = Image.new("L", shape)
+        ImageDraw.Draw(image).rectangle((left, top, left + 19, top + 19), 255)
+        pixels = torch.from_numpy(np.array(image)).expand(3, -1, -1)
+        pixels, moved = augment(pixels, quads, 128, np.random.default_rng(seed))
+        assert pixels.shape == (3, 128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
+        assert (areas(moved) > 0).all()  # never mirrored
+        light, inside = pixels.float().mean(0).numpy(), depth(moved[0], 128)
+        bright = light > (light.min() + light.max()) / 2
+        assert bright[inside > 1.5].all() and not bright[inside < -1.5].any()
+
+    def test_pictures_vary_by_seed_and_number_and_words_do_not(self, tmp_path):
+        write_synthtext(tmp_path, 12, seed=0, size=96)
+        source = SynthText(tmp_path)
+
+        def items(workers=0, seed=0, change=augment):
+            data = ds.Pretraining(source, ALPHABET, 64, seed, augment=change)
+            return next(
+                iter(
+                    DataLoader(
+                        data, batch_sampler=[range(20)], num_workers=workers, collate_fn=ds.collate
+                    )
+                )
+            )
+
+        one, two, plain, other = items(), items(2), items(change=None), items(seed=1)
+        assert torch.equal(one.images, two.images) and torch.equal(one.ids, plain.ids)
+        assert not torch.equal(one.images, other.images)
+        difference = (one.images.int() - plain.images.int()).abs().float().mean((1, 2, 3))
+        assert difference.min() > 2 and difference.mean() < 60
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 2**31))
+    def test_colours_change_as_torchvision_changes_them_one_after_the_other(self, seed):
+        rng = np.random.default_rng(seed)
+        colours = torch.from_numpy(rng.uniform(0.3, 0.6, (3, 8, 8))).float()  # nothing is clipped
+        mean = colours.mean((1, 2))
+        matrix, level = colour_change(np.random.default_rng(seed), mean)
+        changed = matrix @ (colours.flatten(1) - mean[:, None]) + level[:, None]
+        factors = np.random.default_rng(seed).uniform(0.7, 1.3, 3).tolist()
+        want = colours
+        for adjust, factor in zip(
+            (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation), factors, strict=True
+        ):
+            want = adjust(want, factor)
+        torch.testing.assert_close(changed.view_as(colours), want, rtol=0, atol=1e-3)
+
+    def test_without_quads_only_colours_vary(self):
+        pixels = torch.tensor([40, 200], dtype=torch.uint8).repeat_interleave(32)
+        pixels = pixels[None, :, None].expand(3, 64, 2)
+        for seed in range(20):
+            varied, quads = augment(pixels, None, 64, np.random.default_rng(seed))
+            rows = varied.permute(1, 2, 0).numpy().astype(int)
+            assert quads is None and (rows == rows[:, :1]).all()
+            assert len(np.unique(np.delete(rows, range(28, 36), 0))) == 2  # the edge where it was
+
+    def test_nothing_usable_at_all_is_an_error(self, tmp_path):
+        path = self.folder(tmp_path, [["é"], []])
+        with pytest.raises(ValueError, match=r"d\.jsonl: no picture has a word that the alphabet"):
+            ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
+
+    @pytest.mark.parametrize("damage", ["garbage", "truncated", "missing", "empty", "folder"])
+    def test_a_picture_that_cannot_be_read_is_skipped_and_named(self, tmp_path, damage):
+        path = self.folder(tmp_path, [["one"], ["two"], ["three"]])
+        picture = tmp_path / "1.png"
+        content = picture.read_bytes()
+        picture.unlink()
+        if damage == "folder":
+            picture.mkdir()
+        elif damage != "missing":
+            cut = {"garbage": b"not a picture", "truncated": content[:-30], "empty": b""}
+            picture.write_bytes(cut[damage])
+        data = ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
+        batch = ds.collate([data[k] for k in range(3)])
+        assert len(batch.images) == len(batch.ids) == 2 and len(batch.skipped) == 1
+        assert "1.png: not a readable picture" in batch.skipped[0]
+
+    @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
+    def test_pictures_of_any_mode_become_rgb(self, tmp_path, mode):
+        path = self.folder(tmp_path, [["one"]])
+        name = "0.tif" if mode == "CMYK" else "0.png"
+        Image.new(mode, (50, 30)).save(tmp_path / name)
+        path.write_text(path.read_text().replace("0.png", name))
+        assert JsonLines(path)[0].image.shape == (30, 50, 3)
+
+
+class TestAlphabets:
+    def folder(self, tmp_path: Path, words: list[str]) -> JsonLines:
+        lines = [json.dumps({"image": "a.png", "words": words})] * 2
+        (tmp_path / "d.jsonl").write_text("\n".join(lines))
+        return JsonLines(tmp_path / "d.jsonl")
+
+    def test_of_the_words_is_composed_the_most_frequent_first_and_capped(
+        self, tmp_path, monkeypatch
+    ):
+        words = [
+            "b\u200b a",
+            "출구",
+            unicodedata.normalize("NFD", "출구"),
+            "出口口口口",
+            "née",
+            "e",
+        ]
+        source = self.folder(tmp_path, words)
+        assert read_alphabet("data", source) == "口e구출abné出"  # no blank, nothing invisible
+        monkeypatch.setattr(alphabets, "MAX_ALPHABET", 3)
+        assert read_alphabet("data", source) == "口e구"
+
+    def test_ascii_and_a_file(self, tmp_path):
+        assert read_alphabet("ascii") == vlpt.PRINTABLE
+        path, text = tmp_path / "chars.txt", "b\na é" + unicodedata.normalize("NFD", "é한") + "a\t"
+        path.write_text(text, encoding="utf-8-sig")
+        assert read_alphabet(str(path)) == "baé한"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b" \n", "chars.txt has no printable"), (b"\xff", "not UTF-8")],
+    )
+    def test_a_file_without_characters_is_named(self, tmp_path, content, message):
+        (tmp_path / "chars.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_alphabet(str(tmp_path / "chars.txt"))
+        with pytest.raises(
+            FileNotFoundError, match=r"(?s)0123: not found; expected.*ascii, data, or"
+        ):
+            read_alphabet("0123")
+
+    def test_rendered_pictures_have_their_scene_s(self):
+        assert read_alphabet("data", ds.Rendered(64, 2, scene=ds.DIGITS)) == "0123456789"
+
+
+def fails(capsys, *argv: str, command=main) -> str:
+    """Run a command that ends with an error, and return its message."""
+    with pytest.raises(SystemExit) as error:
+        command(list(argv))
+    assert error.value.code not in (None, 0)
+    return capsys.readouterr().err if error.value.code == 2 else str(error.value.code)
+
+
+class TestSheet:
+    def test_shows_pictures_and_the_first_corners_of_their_words(self, tmp_path, capsys):
+        out = tmp_path / "s.png"
+        main(["sheet", "synth", str(out), "--count", "7", "--size", "64"])
+        assert capsys.readouterr().out == f"{out}: 7 of 7 train pictures of synth\n"
+        with Image.open(out) as sheet:
+            pixels = np.asarray(sheet)
+        assert pixels.shape[1] == 6 * 262 and pixels.std() > 30
+        assert ((pixels == (255, 220, 0)).all(-1)).sum() > 7 * 5  # the dots at first corners
+
+    def test_of_digits_shows_what_the_demo_trains_on(self, tmp_path, monkeypatch):
+        opened = []
+        monkeypatch.setattr(
+            "readers.__main__.open_source", lambda *a: opened.append(a) or open_source(*a)
+        )
+        main(["sheet", "synth", str(tmp_path / "s.jpg"), "--count", "2", "--digits"])
+        main(["sheet", "synth", str(tmp_path / "s.jpg"), "--count", "2", "--digits", "--size=96"])
+        assert opened == [("synth", "train", size, 2, 0, ds.DIGITS) for size in (64, 96)]
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["imagenet"], "data: expected synth, synthtext:PATH"),
+            (["icdar2015:nowhere"], "nowhere"),
+            (["synth", "--count", "0"], "--count: expected 1 or more, got 0"),
+            (["synth", "--size", "8"], "--size: expected 32 or more, got 8"),
+            (["synth", "--seed", "-1"], "--seed: expected 0 or more, got -1"),
+        ],
+    )
+    def test_a_mistake_is_one_error(self, tmp_path, capsys, args, message):
+        said = fails(capsys, "sheet", args[0], str(tmp_path / "s.png"), *args[1:])
+        assert said.startswith("readers: error: ") and message in said
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["none/s.png", "s.nonsense"])
+    def test_that_cannot_be_written_is_one_error(self, tmp_path, capsys, name):
+        said = fails(capsys, "sheet", "synth", str(tmp_path / name), "--count=1", "--size=64")
+        assert said.startswith("readers: error: ") and name in said
+
+    def test_no_command_or_an_unknown_one_is_a_wrong_use(self, capsys):
+        assert "the following arguments are required: COMMAND" in fails(capsys)
+        assert "invalid choice: 'draw'" in fails(capsys, "draw", "synth")
+
+
+class TestFakeSynthText:
+    def test_is_written_in_a_new_folder_only(self, tmp_path, capsys):
+        folder = tmp_path / "st"
+        fake.main([str(folder), "--images", "3"])
+        assert capsys.readouterr().out == f"{folder}: 3 pictures in SynthText's layout\n"
+        assert len(SynthText(folder)[0].words) >= 4
+        before = (folder / "gt.mat").read_bytes()
+        said = fails(capsys, str(folder), "--images", "4", command=fake.main)
+        assert said.startswith("fake_synthtext: error: ") and "new or empty folder" in said
+        assert (folder / "gt.mat").read_bytes() == before
+
+
+class TestCheck:
+    def jsonl(self, root: Path, entries: list[dict], name: str = "d.jsonl") -> str:
+        Image.new("RGB", (40, 30)).save(root / "a.png")
+        lines = [json.dumps({"image": "a.png", "words": ["fine"]} | entry) for entry in entries]
+        (root / name).write_text("\n".join(lines), encoding="utf-8")
+        return f"jsonl:{root / name}"
+
+    def test_reports_what_is_there_and_what_is_not(self, tmp_path):
+        inside, far = [[[1, 2], [9, 2], [9, 6], [1, 6]], [[90, 2], [99, 2], [99, 6], [90, 6]]]
+        entries = [
+            {"words": ["née", "", " "]},
+            {"words": ["x" * 40]},
+            {"image": "gone.png"},
+            {"words": ["in", "far"], "quads": [inside, far]},
+            {"words": []},
+        ]
+        lines = check(self.jsonl(tmp_path, [*entries, *[{}] * 15]))
+        assert lines[0] == "pictures  20, 2 of them held out"
+        assert lines[1] == "words     21, 7 different ones"  # gone.png's is not among them
+        assert lines[2].startswith("alphabet  8 characters: x 40  n 17  e 16  i 16  f 16  é 1")
+        assert lines[3].startswith("longest   " + "x" * 40 + "  fine  far  née  in")
+        lacks = {line[10:] for line in lines if line.startswith("lacking")}
+        assert lacks == {
+            "words that are empty: 2",
+            "words cut to 25 characters: 1",
+            f"{OUTSIDE}: 1",
+            "pictures without a usable word: 1",
+            "pictures that cannot be read: 1",
+        }
+        worst = [line[10:] for line in lines if line.startswith("worst")]
+        assert worst[0].startswith(f"{tmp_path / 'gone.png'}: not a readable picture")
+        assert worst[1:] == [
+            f"{tmp_path / 'a.png'}: {what}"
+            for what in (
+                "words that are empty: 2",
+                "pictures without a usable word: 1",
+                "words cut to 25 characters: 1",
+                f"{OUTSIDE}: 1",
+            )
+        ]
+
+    def test_names_ten_and_caps_the_alphabet(self, tmp_path):
+        text = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
+        words = [text[k : k + 10] for k in range(0, 100, 10)]
+        lines = check(self.jsonl(tmp_path, [{"words": [*words, ""]}] * 30))
+        assert sum(line.startswith("worst") for line in lines) == 10
+        assert "alphabet  100 characters: " in lines[2] and lines[2].endswith("  and 20 more")
+
+    def test_every_layout_and_rendered_pictures(self, tmp_path):
+        write_synthtext(tmp_path, 25, seed=0, size=64)
+        assert check(f"synthtext:{tmp_path}")[0] == "pictures  25, 2 of them held out"
+        assert len(check("synth")) == 4  # nothing is lacking
+        if REAL.is_dir():
+            lines = check(f"icdar2015:{REAL}")
+            assert lines[1].startswith("words     4,468,")
+            assert "lacking   words marked unreadable: 7,418" in lines
+
+    def run(self, *args: str, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "readers", "check", *args]
+        return subprocess.run(command, capture_output=True, check=False, cwd=ROOT, **options)
+
+    def test_a_terminal_without_the_characters_gets_their_numbers(self, tmp_path):
+        spec = self.jsonl(tmp_path, [{"words": ["중\x1b[31m"]}] * 20)
+        done = self.run(spec, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0 and rb"longest   \uc911\x1b[31m" in done.stdout
+
+    def test_an_error_has_no_traceback(self, tmp_path):
+        done = self.run("jsonl:nowhere", text=True)
+        assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
+        assert done.stderr.startswith("readers: error: nowhere: not found; expected\n")
+
+    @pytest.mark.parametrize("split", ds.SPLITS)
+    def test_pictures_that_are_all_broken_make_a_source_unusable(self, tmp_path, capsys, split):
+        entries = [
+            {"image": "gone.png"} if (k % 10 == 9) == (split == "heldout") else {}
+            for k in range(20)
+        ]
+        said = fails(capsys, "check", self.jsonl(tmp_path, entries))
+        needed = {"train": 1, "heldout": 2}[split]
+        assert said.startswith("readers: error: ")
+        assert said.endswith(f"d.jsonl: expected {needed} or more usable {split} pictures, got 0")
+
+
+class TestDefects:
+    """Whatever a file holds, the message names it."""
+
+    def test_a_folder_is_no_file_of_json_lines(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path}: is a folder; expected\n    a file of lines"
+        ):
+            JsonLines(tmp_path)
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path}: is a folder; expected\n    ascii, data"
+        ):
+            read_alphabet(str(tmp_path))
+
+    def test_labels_that_are_not_utf8_are_named(self, tmp_path):
+        TestFolders().make_icdar(tmp_path / "ic", [1, 2])
+        label = next((tmp_path / "ic").glob("*gt/gt_img_2.txt"))
+        for path, reader in ((label, ICDAR2015), (tmp_path / "d.jsonl", JsonLines)):
+            path.write_bytes(b"1,2,9,2,9,6,1,6,caf\xe9\n")
+            with pytest.raises(ValueError, match=rf"{path}: not UTF-8 \(.*position 19"):
+                reader(tmp_path / "ic" if reader is ICDAR2015 else path)
+
+    def test_a_picture_of_icdar_without_a_number_is_named(self, tmp_path):
+        TestFolders().make_icdar(tmp_path, [1, 2])
+        Image.new("RGB", (64, 48)).save(tmp_path / "ch4_training_images" / "img_x.jpg")
+        with pytest.raises(ValueError, match=r"img_x\.jpg: expected the name img_NUMBER"):
+            ICDAR2015(tmp_path)
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e39", "1e400", "1" + "0" * 400])
+    def test_corners_are_finite(self, tmp_path, number):
+        good = '{"image": "a.png", "words": ["a"]}\n'
+        bad = '{"image": "a.png", "words": ["a"], "quads": [[[1,2],[3,4],[5,6],[7,%s]]]}'
+        (tmp_path / "d.jsonl").write_text(good + bad % number)
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: expected .*(finite|too large)"):
+            JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[" * 99_999,
+            '{"image": "a.png", "words": ["\\ud800"]}',
+            '{"image": "\\ud800.png", "words": ["a"]}',
+        ],
+    )
+    def test_json_that_python_cannot_hold_is_named(self, tmp_path, line):
+        (tmp_path / "d.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' + line)
+        with pytest.raises(ValueError, match=r"d\.jsonl:2: expected "):
+            JsonLines(tmp_path / "d.jsonl")
+
+    def test_a_line_separator_inside_a_word_ends_no_line(self, tmp_path):
+        line = json.dumps({"image": "a.png", "words": ["a\u2028b"]}, ensure_ascii=False)
+        (tmp_path / "d.jsonl").write_text(f"\ufeff{line}\r\n{line}\r\n", encoding="utf-8")
+        assert JsonLines(tmp_path / "d.jsonl").items[0].words == ["a\u2028b"]
+
+
+def changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """The content with a few places overwritten, cut out or filled in."""
+    some = st.sampled_from(
+        [b"", b"\0", b"\xff", b"\xff\xff\xff\x7f", b",", b"\n", b'"', b"[", b"9"]
+    )
+    place = st.tuples(st.integers(0, len(content)), st.integers(0, 6), some | st.binary(max_size=8))
+
+    def change(places):
+        found = content
+        for start, length, new in places:
+            found = found[:start] + new + found[start + length :]
+        return found
+
+    return st.lists(place, min_size=1, max_size=4).map(change)
+
+
+FUZZ = settings(
+    max_examples=int(os.getenv("VLPT_FUZZ", "40")),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, SciPy and NumPy about what is fuzzed here
+class TestFuzz:
+    """No change of a file gives a stack trace: either all works or an error names a file."""
+
+    def use(self, spec: str, names: str) -> None:
+        try:
+            report = check(spec)
+            data = ds.Pretraining(open_source(spec, "train", 32, 9), ALPHABET, 32, 0)
+            batch = ds.collate([data[k] for k in range(len(data.indices))])
+        except (ValueError, OSError) as error:
+            assert re.search(names, str(error)), error
+        else:
+            assert report and all(re.search(names, line) for line in batch.skipped)
+
+    @pytest.fixture(scope="class")
+    def folders(self, tmp_path_factory):
+        root = tmp_path_factory.mktemp("fuzz")
+        (root / "st").mkdir()
+        TestSynthText().make(root / "st" / "good", [["one", "two"], ["three"], ["four"], ["five"]])
+        TestFolders().make_icdar(root / "ic", [1, 2, 801, 802])
+        TestCheck().jsonl(root, [{"quads": [[[1, 2], [9, 2], [9, 6], [1, 6]]]}] * 20)
+        return root
+
+    @FUZZ
+    @given(data=st.data())
+    def test_icdar_labels(self, folders, data):
+        label = next((folders / "ic").glob("*gt/gt_img_1.txt"))
+        label.write_bytes(data.draw(changed("1,2,9,2,9,6,1,6,né\r\n1,2,9,2,9,6,1,6,###".encode())))
+        self.use(f"icdar2015:{folders / 'ic'}", r"gt_img_1\.txt|ic:")
+
+    @FUZZ
+    @given(data=st.data())
+    def test_json_lines(self, folders, data):
+        content = (folders / "d.jsonl").read_bytes()
+        path = folders / "fuzzed.jsonl"
+        path.write_bytes(data.draw(changed(content)))
+        self.use(f"jsonl:{path}", r"fuzzed\.jsonl|not a readable picture")
+
+    @FUZZ
+    @given(
+        value=st.recursive(
+            st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters()),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.dictionaries(st.sampled_from(["image", "words", "quads"]), inner)
+            ),
+        )
+    )
+    def test_json_values(self, folders, value):
+        path = folders / "fuzzed.jsonl"
+        entries = [{"image": "a.png", "words": ["a"]}, value]
+        if isinstance(value, dict):
+            entries += [entries[0] | {key: each} for key, each in value.items()]
+        path.write_text("\n".join(map(json.dumps, entries)))
+        self.use(f"jsonl:{path}", r"fuzzed\.jsonl")
+
+    @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+    @FUZZ
+    @given(data=st.data())
+    def test_pictures(self, folders, kind, data):
+        path = folders / f"picture.{kind}"
+        Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).convert("RGB").save(path)
+        path.write_bytes(data.draw(changed(path.read_bytes())))
+        lines = [json.dumps({"image": path.name, "words": ["a"]})] * 4
+        (folders / "p.jsonl").write_text("\n".join(lines))
+        self.use(f"jsonl:{folders / 'p.jsonl'}", rf"picture\.{kind}|p\.jsonl")
+
+    @FUZZ
+    @given(data=st.data())
+    def test_gt_mat(self, folders, data):
+        good, root = folders / "st" / "good", folders / "st" / "fuzzed"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(good / "8", root / "8")
+        (root / "gt.mat").write_bytes(data.draw(changed((good / "gt.mat").read_bytes())))
+        self.use(f"synthtext:{root}", r"gt\.mat|fuzzed|x_0\.png")

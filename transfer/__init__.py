@@ -1,0 +1,1 @@
+"""Where a pre-trained backbone goes: its export, and PSENet, a detector that starts from it."""

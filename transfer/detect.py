@@ -1,0 +1,429 @@
+"""Train a small PSENet from a pre-trained backbone, score it, and find text with it.
+
+    python -m transfer.detect train --data icdar2015:PATH --init runs/demo --name detect
+    python -m transfer.detect eval runs/detect --data icdar2015:PATH
+    python -m transfer.detect predict runs/detect photo.jpg
+
+Run these from the clone of the repository. `train` leaves checkpoint.pt and metrics.json in
+runs/NAME/. `eval` adds score.json and results/res_*.txt, which have the form of the ICDAR 2015
+competition. `predict` writes an overlay and a JSON file for each picture to predictions/.
+"""
+
+import argparse
+import io
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import vlpt
+from readers.pictures import open_image
+from training.options import Parser, folder_name, number, some_path
+from transfer.dataset import (
+    CheckedSource,
+    TrainingCrops,
+    describe_survey,
+    open_dataset,
+    survey,
+)
+from transfer.export import find_checkpoint
+from transfer.psenet import (
+    BACKBONES,
+    DetectorConfig,
+    PSENet,
+    build_detector,
+    detect_text,
+    psenet_loss,
+)
+from transfer.score import f_score, match_detections
+
+PROGRAM = "python -m transfer.detect"
+SOURCES = "synth, icdar2015:PATH, synthtext:PATH, jsonl:PATH or totaltext:PATH"
+WARMUP = 20  # steps
+WEIGHT_DECAY = 1e-4
+OVERLAY_COLOR = (255, 0, 80)
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def make_optimizer(model: PSENet, lr: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices, but not on gains and biases."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def load_batches(
+    data: TrainingCrops, steps: int, batch: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Pixels, kernels and valid pixels of each step's crops."""
+    keys = [list(range(step * batch, (step + 1) * batch)) for step in range(steps)]
+    return iter(torch.utils.data.DataLoader(data, batch_sampler=keys, num_workers=workers))
+
+
+def train_detector(
+    model: PSENet, data: TrainingCrops, *, samples: int, batch: int, lr: float, workers: int = 0
+) -> list[dict[str, float]]:
+    """Train a detector in place: AdamW with a linear warm-up, then a cosine to zero.
+
+    Args:
+        samples: crops to train on, as whole batches.
+        batch: crops a step.
+        lr: the largest learning rate.
+        workers: processes that prepare crops; 0 for none.
+    Returns: for each tenth of the steps the crops so far and the mean losses.
+    Raises: ValueError if the loss is no longer finite, or if a picture cannot be used.
+    """
+    device = model.head.weight.device
+    optimizer = make_optimizer(model, lr)
+    steps = samples // batch
+    rows = []
+    recent = []
+    start = time.perf_counter()
+    model.train()
+    batches = load_batches(data, steps, batch, workers)
+    bar = tqdm(batches, total=steps, disable=None, leave=False)
+    for step, (pixels, kernels, valid) in enumerate(bar):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / WARMUP) * cosine
+
+        images = vlpt.normalize(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        text, kernel = psenet_loss(model(images), kernels.to(device), valid.to(device))
+        loss = 0.7 * text + 0.3 * kernel
+        if not torch.isfinite(loss):
+            raise ValueError(f"--lr: expected a smaller one, got {lr}: the loss is {loss.item()}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+        recent.append((text.item(), kernel.item()))
+        if (step + 1) % math.ceil(steps / 10) == 0 or step + 1 == steps:
+            seen = (step + 1) * batch
+            text_mean, kernel_mean = np.mean(recent, 0).tolist()
+            rows.append({"samples": seen, "text": text_mean, "kernel": kernel_mean})
+            seconds = time.perf_counter() - start
+            bar.write(f"{seen:>9,} {text_mean:7.3f} {kernel_mean:7.3f} {seconds:8.0f}")
+            recent = []
+    return rows
+
+
+# --------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate_detector(
+    model: PSENet, source: CheckedSource, config: DetectorConfig, results: Path | None = None
+) -> dict[str, float]:
+    """Score a detector on all pictures of a source.
+
+    Args:
+        results: a folder for res_NAME.txt, the detections in the competition's form. Such files of
+            an earlier evaluation are replaced.
+    Returns: precision, recall and f, 0..1; matched, words and detections, which they are made of;
+        unusable, the words that are ignored as their corners are unusable; pictures; seconds.
+    Raises: ValueError if a picture cannot be read, or if two of them have the same name.
+    """
+    start = time.perf_counter()
+    counts = np.zeros(3, np.int64)
+    unusable = 0
+    files: dict[str, str] = {}
+    model.eval()
+    for k in tqdm(range(len(source)), "evaluation", unit="picture", disable=None, leave=False):
+        sample = source[k]
+        polygons, _ = detect_text(model, sample.image, config)
+        counts += match_detections(sample.polygons, sample.ignored, polygons)
+        unusable += sample.unusable
+        if results is not None:
+            name = f"res_{source.name(k)}.txt"
+            if name in files:
+                raise ValueError(f"{results / name}: expected one picture of this name, got two")
+            lines = [",".join(map(str, np.rint(p).astype(int).ravel())) for p in polygons]
+            files[name] = "".join(line + "\r\n" for line in lines)
+    model.train()
+    if results is not None:
+        write_results(results, files)
+    matched, words, detections = counts.tolist()
+    return f_score(counts) | {
+        "matched": matched,
+        "words": words,
+        "detections": detections,
+        "unusable": unusable,
+        "pictures": len(source),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def write_results(folder: Path, files: dict[str, str]) -> None:
+    """Write files by name, and remove those of another evaluation."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("res_*.txt"):
+        path.unlink()
+    for name, text in files.items():
+        vlpt.write_atomically(folder / name, text.encode())
+
+
+# ----------------------------------------------------------------------------------------- commands
+
+
+def load_detector(run: Path, device: str) -> tuple[PSENet, DetectorConfig]:
+    """Load a detector that `train` left, ready to find text.
+
+    Raises: ValueError or OSError if there is none.
+    """
+    path = find_checkpoint(run)
+    checkpoint = vlpt.read_checkpoint(path)
+    try:
+        config = DetectorConfig(**checkpoint["config"])
+        model = build_detector(config)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, RuntimeError):
+        message = f"expected a detector, which `{PROGRAM} train` leaves, got another checkpoint"
+        raise ValueError(f"{path}: {message}") from None
+    return place(model, device).eval(), config
+
+
+def place(model: PSENet, device: str) -> PSENet:
+    """Move a detector to its device, in the memory format that convolutions are fastest in."""
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def check_folder(name: str) -> Path:
+    """The folder runs/NAME. Raises: ValueError if a detector cannot be left there."""
+    out = Path("runs") / name
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--name: expected another name than {name}, got the file {existing}")
+    if (out / "run.json").exists():
+        raise ValueError(f"--name: expected another name than {name}, got a pre-training in {out}")
+    return out
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train on the training half of --data and write runs/NAME/."""
+    out = check_folder(args.name)
+    config = DetectorConfig(
+        backbone=args.backbone,
+        width=args.width,
+        long_side=args.long,
+        smallest_kernel=args.smallest,
+        curved=args.curved,
+        min_score=args.score,
+    )
+    torch.manual_seed(args.seed)
+    weights = None if args.init is None else str(find_checkpoint(Path(args.init)))
+    model = place(build_detector(config, weights), args.device)
+    source = open_dataset(args.data, "train", args.long, args.samples, args.seed)
+    data = TrainingCrops(source, config, args.crop, args.seed, args.subset)
+    size = sum(p.numel() for p in model.parameters())
+    start = args.init or "random weights"
+    print(f"{len(data.indices):,} pictures of {args.data}; {size:,} parameters from {start}")
+    for line in describe_survey(survey(data, args.samples), config):
+        print(line)
+
+    print("  samples    text  kernel  seconds   (1 - dice; 0 is perfect)")
+    rows = train_detector(
+        model,
+        data,
+        samples=args.samples,
+        batch=args.batch,
+        lr=args.lr,
+        workers=args.workers,
+    )
+    checkpoint = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "config": asdict(config)}, checkpoint)
+    options = {key: str(value) for key, value in vars(args).items()}
+    metrics = json.dumps({"args": options, "rows": rows}, indent=1)
+    out.mkdir(parents=True, exist_ok=True)
+    vlpt.write_atomically(out / "checkpoint.pt", checkpoint.getvalue())
+    (out / "score.json").unlink(missing_ok=True)  # of the detector before
+    vlpt.write_atomically(out / "metrics.json", metrics.encode())
+    print(f"wrote {out}/: checkpoint.pt metrics.json")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score a detector on the held-out half of --data and write score.json and results/."""
+    model, config = load_detector(args.run, args.device)
+    source = open_dataset(args.data, "heldout", config.long_side, args.count)
+    found = evaluate_detector(model, source, config, args.run / "results")
+    score = json.dumps(found | {"data": args.data}, indent=1)
+    vlpt.write_atomically(args.run / "score.json", score.encode())
+    print(f"wrote {args.run}/: score.json results/res_*.txt")
+    if found["unusable"]:
+        print(f"warning: {found['unusable']} words have unusable corners and are ignored")
+    shown = [f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in found.items()]
+    print(f"RESULT data={args.data}", *shown)
+
+
+def find_pictures(paths: list[Path]) -> list[Path]:
+    """The pictures that are named, and those in the folders that are named.
+
+    Raises: ValueError if there is none, or if two have the same name.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.iterdir())
+            found += [p for p in inside if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        else:
+            found.append(path)
+    if not found:
+        raise ValueError(f"{paths[0]}: expected .jpg or .png pictures, got none in it")
+    name, count = Counter(path.stem for path in found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"IMAGE: expected each name once, got {count} pictures named {name}")
+    return found
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write NAME.json and the overlay NAME.png for each picture, in predictions/."""
+    model, config = load_detector(args.run, args.device)
+    pictures = find_pictures(args.images)
+    out = args.run / "predictions"
+    out.mkdir(exist_ok=True)
+    for path in pictures:
+        image, _ = open_image(path)
+        polygons, scores = detect_text(model, image, config)
+        words = [
+            {"polygon": np.round(polygon, 1).tolist(), "score": round(score, 4)}
+            for polygon, score in zip(polygons, scores, strict=True)
+        ]
+        entry = {"image": str(path), "width": image.width, "height": image.height, "text": words}
+        vlpt.write_atomically(out / f"{path.stem}.png", draw_overlay(image, polygons))
+        vlpt.write_atomically(out / f"{path.stem}.json", json.dumps(entry, indent=1).encode())
+        print(f"{path}: {len(words)} texts; wrote {out / path.stem}.png, .json")
+
+
+def draw_overlay(image: Image.Image, polygons: list[np.ndarray]) -> bytes:
+    """A PNG file of the picture with the polygons drawn into it."""
+    draw = ImageDraw.Draw(image)
+    for polygon in polygons:
+        points = [(x, y) for x, y in polygon.tolist()]
+        draw.line([*points, points[0]], fill=OVERLAY_COLOR, width=2 + max(image.size) // 500)
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def make_parser() -> Parser:
+    description, epilog = __doc__.split("\n\n", 1)
+    parser = Parser(
+        prog=PROGRAM,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add_command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    positive = number(float, 0, exclusive=True)
+    fraction = number(float, 0, 1, exclusive=True)
+
+    command = add_command("train", "train a detector and leave it in runs/NAME/")
+    add = command.add_argument
+    add("--data", default="synth", help=SOURCES)
+    add("--backbone", choices=tuple(BACKBONES), default="tiny", help="tiny is the demo's")
+    add(
+        "--init",
+        type=some_path,
+        metavar="PATH",
+        help="weights of the backbone: runs/NAME of a pre-training, or an exported file; "
+        "random without this option",
+    )
+    add(
+        "--name",
+        type=folder_name,
+        default="detect",
+        help="the detector goes to runs/NAME and replaces a detector there",
+    )
+    add("--samples", type=number(int, 1), default=8000, help="crops to train on, with repeats")
+    add("--batch", type=number(int, 1), default=8, help="crops a step")
+    add("--lr", type=positive, default=1e-3, help="the largest learning rate")
+    add("--long", type=number(int, 32), default=960, help="longer side of a picture, pixels")
+    add("--crop", type=number(int, 32), default=256, help="side of a crop, a multiple of 32 pixels")
+    add("--width", type=number(int, 1), default=64, help="channels of the pyramid; published: 256")
+    add(
+        "--smallest",
+        type=fraction,
+        default=0.4,
+        help="shrinking rate of the smallest kernel; published for curved text: 0.7",
+    )
+    add("--curved", action="store_true", help="detect polygons instead of quadrilaterals")
+    add("--score", type=fraction, default=0.7, help="smallest mean score of a detection, 0..1")
+    add(
+        "--subset",
+        type=number(int, 1),
+        metavar="N",
+        help="train on N pictures, which are the same for the same --seed",
+    )
+    add("--seed", type=number(int, 0), default=0, help="decides weights, pictures and crops")
+    add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+
+    command = add_command("eval", "score a detector on held-out pictures")
+    add = command.add_argument
+    add("run", type=Path, help="the folder that train left")
+    add("--data", default="synth", help=SOURCES)
+    add("--count", type=number(int, 1), default=200, help="how many pictures of synth")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+
+    command = add_command("predict", "find text in pictures")
+    add = command.add_argument
+    add("run", type=Path, help="the folder that train left")
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command == "train":
+        if args.samples < args.batch:
+            parser.error(f"--samples: expected at least --batch {args.batch}, got {args.samples}")
+        if args.crop % 32:
+            parser.error(f"--crop: expected a multiple of 32, got {args.crop}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected cpu, got cuda, but torch finds no GPU")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        {"train": train, "eval": evaluate, "predict": predict}[args.command](args)
+    except (ValueError, OSError, ImportError) as error:
+        message = str(error).strip()
+        if "Original Traceback" in message:  # from a worker process; the last line says what it is
+            message = message.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"{PROGRAM}: error: {message}")
+    except KeyboardInterrupt:
+        sys.exit(f"{PROGRAM}: stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Export the backbone of a pre-training run, for a detector of this or another project.
+
+    python -m transfer.export runs/demo backbone.safetensors
+    python -m transfer.export runs/demo backbone.pt --layout mmocr
+
+The file holds the backbone's weights and nothing else. Run this from the clone of the repository.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import vlpt
+from training.options import Parser
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file that a path means: checkpoint.pt in the folder of a run, or the file itself.
+
+    Raises: ValueError if there is no such file.
+    """
+    if path.is_dir():
+        if not (path / "checkpoint.pt").is_file():
+            raise ValueError(f"{path}: expected the folder of a run, got no checkpoint.pt in it")
+        return path / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"{path}: expected the folder of a run or a file, got nothing there")
+    return path
+
+
+def export_run(run: Path, out: Path, layout: str = "native") -> None:
+    """Export the backbone of a run of train_min.py, see `vlpt.export_backbone`.
+
+    Args:
+        run: the run's folder, or a checkpoint.pt.
+        out: the file to write, which ends in ".pt" or ".safetensors".
+        layout: "native", "mmocr" or "timm".
+    Raises: ValueError if there is no such run, or for another path or layout; OSError; ImportError
+        without safetensors.
+    """
+    path = find_checkpoint(run)
+    checkpoint = vlpt.read_checkpoint(path)
+    try:
+        model = vlpt.VLPT(vlpt.Config(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["state_dict"])
+        notes = {"training_data": checkpoint["args"]["data"], "steps": checkpoint["step"]}
+    except (KeyError, TypeError, RuntimeError):
+        message = "expected a checkpoint of train_min.py, got another file"
+        raise ValueError(f"{path}: {message}") from None
+    vlpt.export_backbone(model, out, layout, **notes)
+
+
+def main(argv: list[str] | None = None) -> None:
+    description, epilog = __doc__.split("\n\n", 1)
+    parser = Parser(
+        prog="python -m transfer.export",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="runs/NAME, or a checkpoint.pt")
+    parser.add_argument("out", type=Path, help="the .safetensors or .pt file to write")
+    parser.add_argument(
+        "--layout",
+        choices=tuple(vlpt.LAYOUTS),
+        default="native",
+        help="whose parameter names the file uses (default: native, those of vlpt.py)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        export_run(args.run, args.out, args.layout)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
