@@ -363,7 +363,10 @@ class TestFaults:
             fault = None if how == "a small disk" else small_files
             told = Run(tmp_path, *LONG, fault=fault).end(1)
             reason = "No space left on device" if fault is None else "File too large"
-            assert f"cannot write runs/t/checkpoint.pt: {reason}; what was there before is intact" in told
+            assert (
+                f"cannot write runs/t/checkpoint.pt: {reason}; what was there before is intact"
+                in told
+            )
             assert {"checkpoint.pt", "run.json"} <= {p.name for p in Path("runs/t").iterdir()}
             assert not list(Path("runs/t").glob("*.part"))
             step = weights(tmp_path)["step"]
