@@ -51,8 +51,8 @@ j, te the character features, H a cross-entropy, i2t image-to-text and t2i its r
 `VLPT` chains steps 1, 2, 3 and 5. The proof of a step is the test class in test_vlpt.py whose name
 begins like that.
 
-Differences from the released code. Each is marked by its number where it occurs in this file; D8,
-D10 and D11 are in the trainer and its data.
+Differences from the released code. Each is marked by its number where it occurs in this file; D7,
+D8, D10 and D11 are in the trainer and its data.
     D1   The feature of a word is the mean over its characters. Released: the state at its end
          token.
     D2   Every character is a query of the decoder, so that predictions are (B, 25, 3). Released:
@@ -62,18 +62,19 @@ D10 and D11 are in the trainer and its data.
     D5   A character attends to its whole word. Released: a causal mask.
     D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
          Released: the cap is commented out.
-    D7   Gradients flow through the features of all processes. Released: features gathered from
-         other processes carry none, so the mean of the gradients over W GPUs divides those of
-         L_bc by W, but not those of L_cls. With D3, L_bc therefore weighs 2W times as much for the
-         encoders here, 16 times the released code's on its 8 GPUs.
+    D7   Gradients flow through the features of all processes. Released: on each of G GPUs only
+         through its own features, which is a share of the gradient of L_bc. The shares would have
+         to be summed but are averaged, so the gradient of L_bc is divided by G, and that of L_cls
+         is not. With D3, L_bc therefore weighs 2G times as much for the encoders here, 16 times
+         the released code's on its 8 GPUs.
     D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
          other linear layers as torch does. Released: residual projections are scaled by
          (2 * layers)^-0.5.
     D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
     D11  Images are stretched to a square. Released: RandomResizedCrop.
-    D12  There is no end token after a word. Released: it is the 97th entry of the vocabulary, where
-         here is UNK.
+    D12  There is no end token after a word. Released: an end token, and no UNK. Both vocabularies
+         have 97 entries.
 """
 
 import io
@@ -121,7 +122,7 @@ class Alphabet:
         ValueError: `chars` is empty, or a character occurs twice.
     """
 
-    mask_id = MASK
+    mask_id = MASK  # for callers who put MASK into words themselves
 
     def __init__(self, chars: str = PRINTABLE) -> None:
         self.chars = normalize_text(chars)
@@ -179,7 +180,7 @@ class Config:
     decoder_layers: int = 6
     decoder_heads: int = 8
     text_encoder: str = "character"  # ablation "sentence": all words of an image as one sequence
-    decoder: str = "visual_textual"  # ablation "none": classify character + image feature
+    decoder: str = "visual_textual"  # ablation "none": the head classifies the sum te + v
     contrastive: bool = True  # ablation False: loss = L_cls
 
     def __post_init__(self) -> None:
@@ -732,7 +733,8 @@ class VLPT(nn.Module):
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Steps 2 and 3: ids (B, L, N) to character features (B, L, N, D) and text feature (B, D).
 
-        The text feature is the mean over the words of an image of the mean over their characters.
+        A word's feature is the mean over its characters, and the text feature is the mean over the
+        words of the image.
         In training the words are the masked ones, as in the released code.
         """
         is_char = ids != PAD  # (B, L, N)
@@ -866,7 +868,8 @@ def contrastive_loss(
     Args:
         image, text: (B, D), row b of both is a pair. They are L2-normalised here.
         logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
-            cap it has no gradient, so a trainer has to keep it strictly below ln(100).
+            cap it has no gradient. In float32 exp(ln(100)) is already above, so a trainer has to
+            keep it strictly below ln(100).
         is_pair: (B,) bool, the rows that take part. Others are neither pairs nor negatives of
             other pairs. None: all take part.
     Returns:
