@@ -6,6 +6,8 @@
     synthtext:PATH   gt.mat beside the folders of pictures, of any number
     icdar2015:PATH   the training pictures; img_801 .. img_1000 are held out
     totaltext:PATH   its test pictures are held out
+    ctw1500:PATH     its test pictures are held out
+    lsvt:PATH        a folder or a label file of LSVT or ArT
     jsonl:PATH       {"image": "a.jpg", "words": ["EXIT"], "quads": [[[x, y] * 4]]}
 
 The two splits of a data set share no picture. A source has quads; where a data set has polygons of
@@ -19,17 +21,30 @@ from collections.abc import Callable
 
 from data_stub import Rendered, Scene, Source
 from readers.alphabet import read_alphabet
+from readers.ctw1500 import CTW1500
 from readers.icdar2015 import ICDAR2015
 from readers.jsonl import JsonLines
+from readers.lsvt import LSVT
 from readers.synthtext import SynthText
 from readers.totaltext import TotalText
 
-__all__ = ["ICDAR2015", "JsonLines", "SynthText", "TotalText", "open_source", "read_alphabet"]
+__all__ = [
+    "CTW1500",
+    "ICDAR2015",
+    "LSVT",
+    "JsonLines",
+    "SynthText",
+    "TotalText",
+    "open_source",
+    "read_alphabet",
+]
 
 READERS: dict[str, Callable[[str, str], Source]] = {
     "synthtext": SynthText,
     "icdar2015": ICDAR2015,
     "totaltext": TotalText,
+    "ctw1500": CTW1500,
+    "lsvt": LSVT,
     "jsonl": JsonLines,
 }
 SPECS = " or ".join(("synth, " + ", ".join(f"{kind}:PATH" for kind in READERS)).rsplit(", ", 1))

@@ -8,6 +8,7 @@ later starts and all worker processes map into memory.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import time
 import zlib
@@ -141,6 +142,22 @@ def write_index(path: Path, arrays: Iterable[np.ndarray]) -> None:
         part.unlink(missing_ok=True)
 
 
+def require_whole(gt: Path) -> None:
+    """Check that the parts of a MATLAB file fill it exactly, as none does that was cut off.
+
+    SciPy checks no sizes: a file of which some bytes are missing may end the process.
+    """
+    size = gt.stat().st_size
+    with gt.open("rb") as file:
+        order = {b"IM": "<I", b"MI": ">I"}.get(file.read(128)[126:])
+        end = 128
+        while order and end < size:
+            file.seek(end + 4)
+            end += 8 + struct.unpack(order, file.read(4).ljust(4))[0]
+    if not order or end != size:
+        raise ValueError("it is cut off, damaged, or no MATLAB file of version 5")
+
+
 def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
     """Read gt.mat into the arrays of its index."""
     from scipy.io import loadmat
@@ -150,6 +167,7 @@ def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
     boxes = [np.empty((0, 4, 2), np.float32)]
     seen = set[bytes]()
     try:
+        require_whole(gt)
         table = loadmat(gt, variable_names=("imnames", "txt", "wordBB"))
         columns = np.concatenate([table[key] for key in ("imnames", "txt", "wordBB")])
         held = np.arange(columns.shape[1]) % 10 == 9

@@ -346,6 +346,14 @@ class TestFilesOfAFolder:
         message = fails(capsys, "check", f"{case}:{root}")
         assert str(path) in message and "expected" in message and "\n" not in message
 
+    def test_a_gt_mat_with_bytes_missing_does_not_end_the_process(self, tmp_path):
+        root = TestSynthText().make(tmp_path / "st", [["one", "two"], ["three"], ["four"]])
+        content = (root / "gt.mat").read_bytes()
+        for place in (194, 228, 300):
+            (root / "gt.mat").write_bytes(content[:place] + content[place + 6 :])
+            with pytest.raises(ValueError, match=r"gt\.mat: not SynthText's gt\.mat .*cut off"):
+                SynthText(root)
+
 
 class TestUnreadable:
     def test_one_function_decides(self):
