@@ -15,7 +15,8 @@ from readers import CTW1500, LSVT
 from readers.check import check
 from readers.detection import open_detection
 from readers.folder import BAD_LINES, FEW_POINTS, MARKED, NO_LABEL, NO_PICTURE, NO_TEXT
-from tests.test_readers import FUZZ, TestFuzz, changed
+from tests import test_readers
+from tests.test_readers import FUZZ, changed
 
 ALPHABET = vlpt.Alphabet(vlpt.PRINTABLE + "中文")
 TRIANGLE = [[1, 1], [30, 1], [30, 20]]
@@ -191,7 +192,7 @@ class TestFuzzed:
         make_lsvt(root, TestLSVT().entries(12))
         path = root / "train_full_labels.json"
         path.write_bytes(data.draw(changed(path.read_bytes())))
-        TestFuzz().use(f"lsvt:{root}", r"train_full_labels\.json|lsvt:")
+        test_readers.TestFuzz().use(f"lsvt:{root}", r"train_full_labels\.json|lsvt:")
 
     @FUZZ
     @given(
@@ -209,7 +210,7 @@ class TestFuzzed:
         root = tmp_path / "lsvt"
         entries = TestLSVT().entries(3)
         make_lsvt(root, entries | {"gt_1": texts, "gt_2": [texts, *entries["gt_2"]]})
-        TestFuzz().use(f"lsvt:{root}", r"train_full_labels\.json|lsvt:")
+        test_readers.TestFuzz().use(f"lsvt:{root}", r"train_full_labels\.json|lsvt:")
 
     @pytest.mark.parametrize("label", ["ctw1500_train_labels/0001.xml", "gt_ctw1500/0001001.txt"])
     @FUZZ
@@ -220,4 +221,4 @@ class TestFuzzed:
             make_ctw(root)
             (root / "good").write_bytes((root / label).read_bytes())
         (root / label).write_bytes(data.draw(changed((root / "good").read_bytes())))
-        TestFuzz().use(f"ctw1500:{root}", re.escape(Path(label).name) + "|ctw:")
+        test_readers.TestFuzz().use(f"ctw1500:{root}", re.escape(Path(label).name) + "|ctw:")

@@ -40,10 +40,10 @@ from readers.pictures import (
 from readers.polygons import clip_polygon, signed_area, turn_points, visible_share, visible_shares
 from readers.synthtext import TWICE
 from readers.totaltext import SEVERAL
+from tests import test_readers
 from tests.test_readers import (
     BOX,
     REAL,
-    TestSynthText,
     fails,
     make_icdar,
     make_totaltext,
@@ -234,7 +234,9 @@ class TestOrientation:
             assert polygon.min(0).tolist() == [32, 100] and polygon.max(0).tolist() == [44, 124]
 
     def test_a_synthtext_picture(self, tmp_path):
-        root = TestSynthText().make(tmp_path / "st", [["one"], ["two"]], [BOX * [[12], [4]]] * 2)
+        root = test_readers.TestSynthText().make(
+            tmp_path / "st", [["one"], ["two"]], [BOX * [[12], [4]]] * 2
+        )
         self.photo(root / "8/x_0.jpg", 6, (100, 20))
         (root / "8/x_0.jpg").replace(root / "8/x_0.png")
         assert SynthText(root)[0].notes == (FIT_STORED,)
@@ -336,7 +338,7 @@ class TestFilesOfAFolder:
             path = make_totaltext(tmp_path, "") / "txt_format/Train/poly_gt_img1.txt"
             content, root = TestTotalText.GOOD.encode()[:30], tmp_path
         elif case == "synthtext":
-            root = TestSynthText().make(tmp_path / "st", [["one"], ["two"]])
+            root = test_readers.TestSynthText().make(tmp_path / "st", [["one"], ["two"]])
             path = root / "gt.mat"
             content = path.read_bytes()[:-100]
         else:
@@ -347,7 +349,9 @@ class TestFilesOfAFolder:
         assert str(path) in message and "expected" in message and "\n" not in message
 
     def test_a_gt_mat_with_bytes_missing_does_not_end_the_process(self, tmp_path):
-        root = TestSynthText().make(tmp_path / "st", [["one", "two"], ["three"], ["four"]])
+        root = test_readers.TestSynthText().make(
+            tmp_path / "st", [["one", "two"], ["three"], ["four"]]
+        )
         content = (root / "gt.mat").read_bytes()
         for place in (194, 228, 300):
             (root / "gt.mat").write_bytes(content[:place] + content[place + 6 :])
@@ -383,7 +387,7 @@ class TestUnreadable:
             + "']\n",
         )
         boxes = [np.float32(quads).transpose(2, 1, 0)] * 2
-        st_root = TestSynthText().make(tmp_path / "st", [["EXIT", word]] * 2, boxes)
+        st_root = test_readers.TestSynthText().make(tmp_path / "st", [["EXIT", word]] * 2, boxes)
         return [
             ICDAR2015(root),
             JsonLines(path),
@@ -413,7 +417,9 @@ class TestUnreadable:
             assert sample.ignored.tolist() == [False, True]
 
     def test_no_learnable_picture_is_found_by_its_marks(self, tmp_path):
-        source = SynthText(TestSynthText().make(tmp_path / "st", [["###"], ["a", "###"], ["b"]]))
+        source = SynthText(
+            test_readers.TestSynthText().make(tmp_path / "st", [["###"], ["a", "###"], ["b"]])
+        )
         notes = ds.Counter()
         assert source.learnable(vlpt.Alphabet("ab#"), notes).tolist() == [False, True]
         assert not any(notes.values())
@@ -603,7 +609,7 @@ class TestSamePicture:
         assert source.notes == {SOME_QUADS: 1}
 
     def test_a_picture_that_gt_mat_lists_twice_is_used_once(self, tmp_path):
-        root = TestSynthText().make(tmp_path / "st", [["a"], ["b"]])
+        root = test_readers.TestSynthText().make(tmp_path / "st", [["a"], ["b"]])
         names = ["8/x_0.png"] * 9 + ["8/x_1.png", "8/x_0.png"]
         write_mat(root, names, ["a"] * 11, [BOX] * 11)
         train, held = (SynthText(root, split) for split in ds.SPLITS)
