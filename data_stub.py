@@ -74,9 +74,11 @@ class Sample(NamedTuple):
 
     image: np.ndarray  # (H, W, 3) uint8, RGB
     words: list[str]  # as annotated; may be empty; unreadable words are left out
-    quads: np.ndarray | None  # (words, 4, 2) float32 pixels x, y, clockwise from the top left
+    quads: np.ndarray | None  # (words, 4, 2) float32 pixels x, y, clockwise from the top left; may
+    # reach beyond the picture
     outside: int = 0  # annotated words left out because most of their quad is off the picture
     ignored: np.ndarray | None = None  # (regions, 4, 2): text that is no word and no background
+    notes: tuple[str, ...] = ()  # how its annotation was understood, where that is not obvious
 
 
 class Source(torch.utils.data.Dataset[Sample], Sized, ABC):
@@ -84,6 +86,9 @@ class Source(torch.utils.data.Dataset[Sample], Sized, ABC):
 
     root: str | Path  # names the source in messages
     notes: Counter[str]  # what of the annotation is not in the samples, and how often
+    named: Sequence[
+        str
+    ] = ()  # of these, the files and lines that are in no sample, with the reason
 
     @abstractmethod
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:

@@ -5,29 +5,49 @@
 
     synthtext:PATH   gt.mat beside the folders of pictures, of any number
     icdar2015:PATH   the training pictures; img_801 .. img_1000 are held out
+    totaltext:PATH   its test pictures are held out
+    ctw1500:PATH     its test pictures are held out
+    lsvt:PATH        a folder or a label file of LSVT or ArT
     jsonl:PATH       {"image": "a.jpg", "words": ["EXIT"], "quads": [[[x, y] * 4]]}
 
-The two splits of a data set share no picture. Total-Text has polygons instead of quads and is for
-detectors; `readers.detection` opens it. `python -m readers check SOURCE` reads a source through and
-reports what it holds; `python -m readers sheet SOURCE OUT.png` draws its first pictures.
+The two splits of a data set share no picture. A source has quads; where a data set has polygons of
+more points, these are boxes around them, and `readers.detection` gives the polygons to a detector.
+`python -m readers check SOURCE` reads a source through and reports what it holds and what was left
+out of it; `python -m readers sheet SOURCE OUT.png` draws its first pictures. docs/quirks.md lists
+what becomes of the odd things that data sets hold.
 """
 
 from collections.abc import Callable
 
 from data_stub import Rendered, Scene, Source
 from readers.alphabet import read_alphabet
+from readers.ctw1500 import CTW1500
 from readers.icdar2015 import ICDAR2015
 from readers.jsonl import JsonLines
+from readers.lsvt import LSVT
 from readers.synthtext import SynthText
+from readers.totaltext import TotalText
 
-__all__ = ["ICDAR2015", "JsonLines", "SynthText", "open_source", "read_alphabet"]
+__all__ = [
+    "CTW1500",
+    "ICDAR2015",
+    "LSVT",
+    "JsonLines",
+    "SynthText",
+    "TotalText",
+    "open_source",
+    "read_alphabet",
+]
 
 READERS: dict[str, Callable[[str, str], Source]] = {
     "synthtext": SynthText,
     "icdar2015": ICDAR2015,
+    "totaltext": TotalText,
+    "ctw1500": CTW1500,
+    "lsvt": LSVT,
     "jsonl": JsonLines,
 }
-SPECS = "synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH"
+SPECS = " or ".join(("synth, " + ", ".join(f"{kind}:PATH" for kind in READERS)).rsplit(", ", 1))
 
 
 def open_source(
@@ -41,7 +61,7 @@ def open_source(
     """Open one split of a data set.
 
     Args:
-        spec: "synth", "synthtext:PATH", "icdar2015:PATH" or "jsonl:PATH".
+        spec: "synth", or a data set and its path, such as "synthtext:PATH"; see above.
         split: "train" or "heldout".
         size, count, seed, scene: what to draw, for "synth" only.
     Raises: ValueError or OSError, which name what is wrong.

@@ -35,10 +35,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def print_report(spec: str) -> None:
+    """Print what a source holds. Raises: ValueError or OSError if it cannot be trained on."""
+    report = check(spec)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
         sys.stdout.reconfigure(errors="backslashreplace")
-    for line in check(spec):
+    for line in report.lines:
         print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+    if report.problems:
+        raise ValueError("; ".join(report.problems))
 
 
 def draw_sheet(args: argparse.Namespace) -> None:

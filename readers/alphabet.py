@@ -44,7 +44,7 @@ def read_alphabet(spec: str, *sources: Source) -> str:
         counts = sum((source.characters() for source in sources), Counter[str]())
         chars = sorted(counts, key=lambda char: (-counts[char], char))
     else:
-        lines = read_lines(Path(spec), "    ascii, data, or a UTF-8 file of characters to learn")
+        lines = read_lines(Path(spec), "ascii, data, or a UTF-8 file of characters to learn")
         chars = list(dict.fromkeys(vlpt.normalize_text("\n".join(lines))))
     chars = [char for char in chars if char.isprintable() and char != " "]
     if not chars:

@@ -2,33 +2,54 @@
 
 import math
 from collections import Counter
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 import vlpt
-from data_stub import SPLITS, Pretraining
+from data_stub import SPLITS, Sample
 from readers import open_source
 from readers.alphabet import PARTLY, count_learnable, read_alphabet
-from readers.pictures import clip_quads
+from readers.polygons import counter_clockwise, crossed, starts_elsewhere
 
 OUTSIDE = "words mostly outside their picture"
 UNREADABLE = "pictures that cannot be read"
 WORDLESS = "pictures without a usable word"
+CROSSED = "quads whose sides cross"
+REVERSED = "quads that go counter-clockwise"
+ELSEWHERE = "quads that start at another corner than the top left (a turned word has such)"
+SHOWN = 10  # pictures, files and lines that are named
 
 
-def check(spec: str) -> list[str]:
+class Report(NamedTuple):
+    """What a source holds, and why it cannot be trained on, if so."""
+
+    lines: list[str]
+    problems: list[str]
+
+
+def check(spec: str) -> Report:
     """Read a source through as for training, with its own alphabet.
 
-    Returns: the lines of a report.
-    Raises: ValueError or OSError if it cannot be trained on.
+    Raises: ValueError or OSError if it cannot be opened or has no word that can be read.
     """
     sources = {split: open_source(spec, split, 256, 200) for split in SPLITS}
+    root = sources["train"].root
+    if not any(source.characters() for source in sources.values()):
+        notes = sum((source.notes for source in sources.values()), Counter[str]())
+        found = "".join(f"; {what}: {count:,}" for what, count in notes.most_common())
+        raise ValueError(f"{root}: expected words that can be read, got none{found}")
     alphabet = vlpt.Alphabet(read_alphabet("data", *sources.values()))
     words = Counter[str]()
     lacks = Counter[str]()
+    notes = Counter[str]()
     worst = []  # (-how many faults, which picture has them)
+    problems = []
     for split, source in sources.items():
-        lacks += Pretraining(source, alphabet, 32, 0).notes
+        lacks += source.notes
+        learnable = source.learnable(alphabet, lacks)
+        lacks[WORDLESS] += int((~learnable).sum())
+        worst += [(-math.inf, line) for line in source.named]
         usable = 0
         for index in tqdm(range(len(source)), split, unit="picture", disable=None, leave=False):
             try:
@@ -38,33 +59,46 @@ def check(spec: str) -> list[str]:
                 worst.append((-math.inf, str(error)))
                 continue
             words.update(sample.words)
-            faults = Counter({OUTSIDE: sample.outside})
-            if sample.quads is not None:
-                _, inside = clip_quads(sample.quads, *sample.image.shape[1::-1])
-                faults[OUTSIDE] += int((~inside).sum())
-            lacks[OUTSIDE] += faults[OUTSIDE]
-            found = count_learnable(sample.words, alphabet, faults) > 0
-            usable += found
+            notes.update(sample.notes)
+            faults = faults_of(sample)
+            notes[ELSEWHERE] += faults.pop(ELSEWHERE)
+            lacks += faults
+            usable += count_learnable(sample.words, alphabet, faults) > 0
+            faults[WORDLESS] = 0 if learnable[index] else 1
             del faults[PARTLY]  # this is no fault of a picture
-            faults += Counter({WORDLESS: not found})
-            if faults:
+            if faults := +faults:
                 listed = ", ".join(f"{what}: {count:d}" for what, count in faults.items())
                 worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
         needed = 1 if split == "train" else 2  # to compare a held-out picture with another one
         if usable < needed:
-            raise ValueError(
-                f"{source.root}: expected {needed} or more usable {split} pictures, got {usable}"
+            problems.append(
+                f"{root}: expected {needed} or more usable {split} pictures, got {usable}"
             )
     counts = Counter(char for word in words.elements() for char in vlpt.normalize_text(word))
     shown = [f"{char} {count:,}" for char, count in counts.most_common() if char in alphabet.index]
     longest = sorted(words, key=lambda word: (-len(word), word))[:10]
     more = f"  and {len(shown) - 80:,} more" if len(shown) > 80 else ""
     train, heldout = map(len, sources.values())
-    return [
+    lines = [
         f"pictures  {train + heldout:,}, {heldout:,} of them held out",
         f"words     {words.total():,}, {len(words):,} different ones",
         f"alphabet  {len(shown):,} characters: {'  '.join(shown[:80])}{more}",
         "longest   " + "  ".join(word[:60] for word in longest),
         *(f"lacking   {what}: {count:,}" for what, count in (+lacks).most_common()),
-        *(f"worst     {fault}" for _, fault in sorted(worst)[:10]),
+        *(f"note      {what}: {count:,}" for what, count in (+notes).most_common()),
+        *(f"worst     {fault}" for _, fault in sorted(worst)[:SHOWN]),
     ]
+    if len(worst) > SHOWN:
+        lines.append(f"worst     and {len(worst) - SHOWN:,} more")
+    return Report(lines, problems)
+
+
+def faults_of(sample: Sample) -> Counter[str]:
+    """What is odd about the words of a picture."""
+    faults = Counter({OUTSIDE: sample.outside, CROSSED: 0, REVERSED: 0, ELSEWHERE: 0})
+    for quads in (sample.quads, sample.ignored):
+        if quads is not None and len(quads):
+            faults[CROSSED] += int(crossed(quads).sum())
+            faults[REVERSED] += int(counter_clockwise(quads).sum())
+            faults[ELSEWHERE] += int(starts_elsewhere(quads).sum())
+    return faults

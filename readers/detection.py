@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from data_stub import Source
-from readers import READERS, SPECS, open_source
+from readers import open_source
+from readers.folder import Folder
 from readers.pictures import DetectionSample
-from readers.totaltext import TotalText
 
 __all__ = ["DetectionDataset", "DetectionSample", "FromSource", "open_detection"]
 
@@ -25,7 +25,7 @@ class DetectionDataset(Protocol):
 
 
 class FromSource:
-    """A source's samples as detection samples; every picture needs quads."""
+    """A source's samples as detection samples; every picture needs quads or polygons."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -39,9 +39,10 @@ class FromSource:
         return name.replace(" ", "_") if self.source.root == "synth" else Path(name).stem
 
     def __getitem__(self, index: int) -> DetectionSample:
+        if isinstance(self.source, Folder):
+            return self.source.read_polygons(index)
         sample = self.source[index]
-        if sample.quads is None:
-            raise ValueError(f"{self.source.name(index)}: expected a quad for each word, got none")
+        assert sample.quads is not None  # SynthText and the renderer have them
         regions = np.empty((0, 4, 2), np.float32) if sample.ignored is None else sample.ignored
         ignored = np.arange(len(sample.quads) + len(regions)) >= len(sample.quads)
         return DetectionSample(Image.fromarray(sample.image), [*sample.quads, *regions], ignored)
@@ -52,14 +53,7 @@ def open_detection(
 ) -> DetectionDataset:
     """Open one split of a data set for a detector.
 
-    Args:
-        spec: "totaltext:PATH", or whatever `readers.open_source` takes.
-        size, count, seed: what to draw, for "synth" only.
+    Args: as of `readers.open_source`.
     Raises: ValueError or OSError, which name what is wrong.
     """
-    kind, _, path = spec.partition(":")
-    if kind == "totaltext" and path:
-        return TotalText(path, split)
-    if spec != "synth" and (kind not in READERS or not path):
-        raise ValueError(f"data: expected totaltext:PATH, {SPECS}, got {spec!r}")
     return FromSource(open_source(spec, split, size, count, seed))

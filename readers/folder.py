@@ -2,15 +2,38 @@
 
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 import vlpt
 from data_stub import Sample, Source
 from readers.alphabet import count_learnable
-from readers.pictures import open_image
+from readers.pictures import (
+    FIT_SHOWN,
+    FIT_STORED,
+    DetectionSample,
+    open_picture,
+    orientation_note,
+    place_polygons,
+    read_orientation,
+)
+from readers.polygons import Polygons, Visible, bounding_quads, split_visible
+
+# Why something of a data set is not in its samples.
+MARKED = "words marked unreadable"
+NO_LABEL = "pictures without a label"
+NO_PICTURE = "labels without a picture"
+OTHER_NAMES = "files with an unexpected name"
+SAME_NAME = "pictures that share their label with another one"
+BAD_LINES = "lines of labels that cannot be read"
+FEW_POINTS = "regions with fewer than 3 points"
+NO_TEXT = "regions without a transcription"
+
+SURVEYED = 1000  # pictures whose orientation is looked at before the first one is read
 
 
 class Annotation(NamedTuple):
@@ -18,28 +41,52 @@ class Annotation(NamedTuple):
 
     path: Path
     words: list[str]
-    quads: np.ndarray | None  # (words, 4, 2) pixels
+    polygons: Polygons | None  # of the words, in pixels; None if it is unknown where they are
     left_out: tuple[str, ...] = ()  # what of its annotation is not here
-    ignored: np.ndarray | None = None  # (regions, 4, 2) pixels
+    ignored: Polygons = np.empty((0, 4, 2), np.float32)  # regions of unreadable text
+    heldout: bool = False  # for data sets that say so themselves
 
 
 class Folder(Source):
-    """Annotated pictures on disk; a subclass lists them all, one in ten is held out."""
+    """Annotated pictures on disk; a subclass lists them all, one in ten is held out.
+
+    Words of which at most half is in their picture are left out when it is read.
+
+    A photograph with an EXIF orientation may have been annotated on its raw pixels or as viewers
+    show it. Where the quads of a picture fit both, it is as with most pictures of the data set
+    that fit only one; if there are none, quads lie on the raw pixels, as in public data sets.
+    """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
         self.root: Path = Path(root)
+        self.omitted: list[tuple[str, str, bool]] = []  # where, why, whether it was held out
         items = self.list_items()
+        wanted = split == "heldout"
+        omitted = [(where, why) for where, why, out in self.omitted if out == wanted]
+        self.named = [f"{where}: {why}" for where, why in omitted]
         if len(items) < 2:
-            raise ValueError(f"{root}: expected 2 or more annotated pictures, got {len(items)}")
+            reasons = Counter(why for _, why, _ in self.omitted)
+            also = "".join(f"; {why}: {count:,}" for why, count in reasons.items())
+            raise ValueError(
+                f"{root}: expected 2 or more annotated pictures, got {len(items)}{also}"
+            )
         held = [self.is_heldout(k, item) for k, item in enumerate(items)]
         held[-1] |= not any(held)
-        wanted = split == "heldout"
+        self.as_shown = annotated_as_shown(items)
         self.items = [item for item, out in zip(items, held, strict=True) if out == wanted]
         self.notes = Counter(reason for item in self.items for reason in item.left_out)
+        self.notes.update(why for _, why in omitted)
 
     @abstractmethod
     def list_items(self) -> list[Annotation]:
-        """All annotated pictures, in an order that only the files decide."""
+        """All annotated pictures, in an order that only the files decide.
+
+        Calls `leave_out` for what is not among them.
+        """
+
+    def leave_out(self, where: object, why: str, heldout: bool = False) -> None:
+        """Count and name something that is in no sample."""
+        self.omitted.append((str(where), why, heldout))
 
     def is_heldout(self, position: int, item: Annotation) -> bool:
         return position % 10 == 9
@@ -47,11 +94,43 @@ class Folder(Source):
     def __len__(self) -> int:
         return len(self.items)
 
+    def open_item(
+        self, item: Annotation, min_side: int | None = None
+    ) -> tuple[Image.Image, Visible, tuple[str, ...]]:
+        """Open a picture whose words have polygons, and find these in it."""
+        assert item.polygons is not None
+        picture = open_picture(item.path, min_side)
+        polygons, ignored, notes = place_polygons(
+            item.polygons, item.ignored, picture, self.as_shown
+        )
+        return picture.image, split_visible(polygons, ignored, *picture.image.size), notes
+
     def read(self, index: int, min_side: int | None = None) -> Sample:
-        path, words, quads, _, ignored = self.items[index]
-        image, scale = open_image(path, min_side)
-        quads, ignored = (x if x is None else x * np.float32(scale) for x in (quads, ignored))
-        return Sample(np.array(image), words, quads, ignored=ignored)
+        item = self.items[index]
+        if item.polygons is None:
+            return Sample(np.array(open_picture(item.path, min_side).image), item.words, None)
+        image, visible, notes = self.open_item(item, min_side)
+        words = [word for word, kept in zip(item.words, visible.inside, strict=True) if kept]
+        return Sample(
+            np.array(image),
+            words,
+            bounding_quads(visible.polygons),
+            len(item.words) - len(words),
+            bounding_quads(visible.ignored),
+            notes,
+        )
+
+    def read_polygons(self, index: int) -> DetectionSample:
+        """Read a picture for a detector, with polygons of any number of points.
+
+        Raises: ValueError if the data set does not say where the words are.
+        """
+        item = self.items[index]
+        if item.polygons is None:
+            raise ValueError(f"{item.path}: expected a quad for each word, got none")
+        image, visible, _ = self.open_item(item)
+        polygons = [*visible.polygons, *visible.ignored]
+        return DetectionSample(image, polygons, np.arange(len(polygons)) >= len(visible.polygons))
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
@@ -62,3 +141,22 @@ class Folder(Source):
 
     def name(self, index: int) -> str:
         return str(self.items[index].path)
+
+
+def annotated_as_shown(items: Sequence[Annotation]) -> bool:
+    """Whether quads lie on photographs as shown, by those of the first pictures that fit so only.
+
+    Returns: False if as many or more fit their raw pixels only.
+    """
+    votes = Counter[str]()
+    for item in items[:SURVEYED]:
+        if item.polygons is not None:
+            stored, orientation = read_orientation(item.path)
+            if orientation > 1:
+                votes[orientation_note(item.polygons, item.ignored, stored, orientation)] += 1
+    return votes[FIT_SHOWN] > votes[FIT_STORED]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files of a folder that are not hidden, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))

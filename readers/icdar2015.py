@@ -4,11 +4,24 @@ https://rrc.cvc.uab.es/?ch=4 has the data set; its challenge calls the two zip f
 Images" and "Training Set Localisation and Transcription Ground Truth".
 """
 
+import re
 from pathlib import Path
 
-from readers.files import read_lines, require
-from readers.folder import Annotation, Folder
-from readers.pictures import to_quads
+from readers.files import is_unreadable, read_lines, require_folder
+from readers.folder import (
+    MARKED,
+    NO_LABEL,
+    NO_PICTURE,
+    OTHER_NAMES,
+    SAME_NAME,
+    Annotation,
+    Folder,
+    visible_files,
+)
+from readers.pictures import PICTURE_ENDINGS
+from readers.polygons import to_quads
+
+FIRST_HELDOUT = 801
 
 
 class ICDAR2015(Folder):
@@ -17,39 +30,58 @@ class ICDAR2015(Folder):
     A word that is marked "###" (unreadable) is in `Sample.ignored` instead of `Sample.words`.
     """
 
-    LAYOUT = """    ROOT/ch4_training_images/img_1.jpg
-    ROOT/ch4_training_localization_transcription_gt/gt_img_1.txt"""
+    LAYOUT = (
+        "ROOT/ch4_training_images/img_1.jpg and "
+        "ROOT/ch4_training_localization_transcription_gt/gt_img_1.txt, and so on"
+    )
 
     def list_items(self) -> list[Annotation]:
-        images = require(self.root / "ch4_training_images", self.LAYOUT)
-        labels = require(self.root / "ch4_training_localization_transcription_gt", self.LAYOUT)
-        paths = sorted(images.glob("img_*.jpg"), key=self.number)
-        return [self.read_item(path, labels / f"gt_{path.stem}.txt") for path in paths]
+        images = require_folder(self.root / "ch4_training_images", self.LAYOUT)
+        labels = require_folder(
+            self.root / "ch4_training_localization_transcription_gt", self.LAYOUT
+        )
+        pictures = self.by_number(visible_files(images), r"img_([0-9]+)", PICTURE_ENDINGS)
+        texts = self.by_number(visible_files(labels), r"gt_img_([0-9]+)", (".txt",))
+        for number in sorted(pictures.keys() - texts.keys()):
+            self.leave_out(pictures[number], NO_LABEL, number >= FIRST_HELDOUT)
+        for number in sorted(texts.keys() - pictures.keys()):
+            self.leave_out(texts[number], NO_PICTURE, number >= FIRST_HELDOUT)
+        both = sorted(pictures.keys() & texts.keys())
+        return [self.read_item(pictures[n], texts[n], n >= FIRST_HELDOUT) for n in both]
+
+    def by_number(self, paths: list[Path], stem: str, endings: tuple[str, ...]) -> dict[int, Path]:
+        """The files by the number in their names; others are left out."""
+        found = dict[int, Path]()
+        for path in paths:
+            match = re.fullmatch(stem, path.stem, re.IGNORECASE)
+            if not match or path.suffix.lower() not in endings:
+                self.leave_out(path, OTHER_NAMES)
+            elif int(match[1]) in found:
+                self.leave_out(path, SAME_NAME, int(match[1]) >= FIRST_HELDOUT)
+            else:
+                found[int(match[1])] = path
+        return found
 
     def is_heldout(self, position: int, item: Annotation) -> bool:
-        return self.number(item.path) > 800
+        return item.heldout
 
-    def number(self, path: Path) -> int:
-        digits = path.stem.removeprefix("img_")
-        if not digits.isdecimal():
-            raise ValueError(f"{path}: expected the name img_NUMBER.jpg, got {path.name}")
-        return int(digits)
-
-    def read_item(self, image: Path, label: Path) -> Annotation:
+    def read_item(self, image: Path, label: Path, heldout: bool) -> Annotation:
         words, quads, ignored = [], [], []
         for number, line in enumerate(read_lines(label, self.LAYOUT), 1):
-            fields = line.split(",", 8)  # a transcription may hold commas
+            if not line.strip():
+                continue
+            fields = line.rstrip("\r").split(",", 8)  # a transcription may hold commas
             try:
                 quad, word = to_quads(fields[:8], 1)[0], fields[8]
             except (ValueError, IndexError):
                 raise ValueError(
                     f"{label}:{number}: expected x1,y1,x2,y2,x3,y3,x4,y4,text, got {line!r}"
                 ) from None
-            if word == "###":
+            if is_unreadable(word):
                 ignored.append(quad)
             else:
                 words.append(word)
                 quads.append(quad)
-        left_out = ("words marked unreadable",) * len(ignored)
+        left_out = (MARKED,) * len(ignored)
         regions = to_quads(ignored, len(ignored))
-        return Annotation(image, words, to_quads(quads, len(words)), left_out, regions)
+        return Annotation(image, words, to_quads(quads, len(words)), left_out, regions, heldout)

@@ -3,40 +3,76 @@
     {"image": "a.jpg", "words": ["EXIT", "NO"], "quads": [[[x, y], [x, y], [x, y], [x, y]], ...]}
 
 Image paths are relative to the file. "quads" may be missing: pre-training needs only the words.
+Several lines may name the same picture, which then has the words of all of them. A word that is
+marked "###" (unreadable) is not learned; its quad, if there is one, is a region that a detector
+ignores.
 """
 
 import json
+import os
+from collections import defaultdict
+from pathlib import Path
 
-from readers.files import read_lines
-from readers.folder import Annotation, Folder
-from readers.pictures import to_quads
+import numpy as np
+
+from readers.files import is_unreadable, read_lines
+from readers.folder import MARKED, Annotation, Folder
+from readers.polygons import to_quads
+
+REPEATED = "words annotated more than once in the same place"
+SOME_QUADS = "pictures with quads for some of their words only, which are not used"
 
 
 class JsonLines(Folder):
     """One JSON object a line; every tenth picture is held out."""
 
-    LAYOUT = '    a file of lines like {"image": path, "words": [...], "quads": optional}'
+    LAYOUT = 'a file of lines like {"image": path, "words": [...], "quads": optional}'
     ENTRY = '{"image": path, "words": [text], "quads": [[[x, y] * 4]] or nothing}'
 
     def list_items(self) -> list[Annotation]:
-        items = []
+        entries = defaultdict[Path, list[tuple[list[str], np.ndarray | None]]](list)
         for number, line in enumerate(read_lines(self.root, self.LAYOUT), 1):
             if not line.strip():
                 continue
             try:
-                items.append(self.read_item(line))
+                path, words, quads = self.read_entry(line)
             except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
                 where = f"{self.root}:{number}"
                 raise ValueError(
                     f"{where}: expected {self.ENTRY}, got {line[:80]!r} ({error})"
                 ) from None
-        return items
+            entries[path].append((words, quads))
+        return [merge_entries(path, lines) for path, lines in entries.items()]
 
-    def read_item(self, line: str) -> Annotation:
+    def read_entry(self, line: str) -> tuple[Path, list[str], np.ndarray | None]:
+        """The picture, the words and the quads of a line."""
         entry = json.loads(line)
         words, quads = entry["words"], entry.get("quads")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise TypeError("words is not a list of strings")
         "".join([entry["image"], *words]).encode()  # fails for half a surrogate pair
-        quads = None if quads is None else to_quads(quads, len(words))
-        return Annotation(self.root.parent / entry["image"], words, quads)
+        path = Path(os.path.normpath(self.root.parent / entry["image"]))
+        return path, words, None if quads is None else to_quads(quads, len(words))
+
+
+def merge_entries(path: Path, lines: list[tuple[list[str], np.ndarray | None]]) -> Annotation:
+    """One annotation of all lines that name a picture."""
+    all_words = [word for words, _ in lines for word in words]
+    marked = np.array([is_unreadable(word) for word in all_words], bool)
+    left_out = [MARKED] * int(marked.sum())
+    quads = [quads for words, quads in lines if quads is not None]
+    if len(quads) < sum(bool(words) or quads is not None for words, quads in lines):
+        left_out += [SOME_QUADS] * bool(quads)
+        words = [word for word, skip in zip(all_words, marked, strict=True) if not skip]
+        return Annotation(path, words, None, tuple(left_out))
+    if not quads:
+        return Annotation(path, [], None)
+    corners = np.concatenate(quads)
+    first = dict[tuple[str, bytes], int]()
+    for k, (word, quad) in enumerate(zip(all_words, corners, strict=True)):
+        first.setdefault((word, quad.tobytes()), k)
+    kept = np.array(list(first.values()), int)
+    left_out = [MARKED] * int(marked[kept].sum()) + [REPEATED] * (len(all_words) - len(kept))
+    words = [all_words[k] for k in kept if not marked[k]]
+    unmarked, regions = kept[~marked[kept]], kept[marked[kept]]
+    return Annotation(path, words, corners[unmarked], tuple(left_out), corners[regions])

@@ -1,10 +1,30 @@
-"""Pictures and the quads in them; this is the one place that opens a picture."""
+"""Pictures; this is the one place that opens them.
+
+Whatever a file holds becomes 8 bits of red, green and blue:
+
+- What is transparent is seen on a white ground: black letters on a transparent ground are black on
+  white, and white ones are lost.
+- 16 bits a pixel are scaled from 0..65535. Numbers of 32 bits do not say what white is; it is the
+  least of 1 (for fractions only), 255, 65535 and 2^32 - 1 that no pixel exceeds.
+- A photograph is turned as its EXIF data says, and as viewers show it.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from readers.polygons import Polygons, fit_picture, map_points, turn_points
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ORIENTATION = 0x0112  # the tag of EXIF data
+
+# How the quads of a photograph with an orientation were placed.
+FIT_STORED = "oriented pictures whose quads fit the raw pixels only, and are taken so"
+FIT_SHOWN = "oriented pictures whose quads fit the picture as shown only, and are taken so"
+UNDECIDED_STORED = "oriented pictures whose quads do not say how, taken as on the raw pixels"
+UNDECIDED_SHOWN = "oriented pictures whose quads do not say how, taken as on the picture as shown"
 
 
 class DetectionSample(NamedTuple):
@@ -15,45 +35,137 @@ class DetectionSample(NamedTuple):
     ignored: np.ndarray  # (len(polygons),) bool, True: "###", neither text nor background
 
 
-def open_image(path: Path, min_side: int | None = None) -> tuple[Image.Image, float]:
+class Picture(NamedTuple):
+    """A picture as viewers show it, and how it is stored."""
+
+    image: Image.Image  # RGB
+    scale: float  # of the picture, 1 or less, for it may be decoded smaller than it is
+    stored: tuple[int, int]  # width and height of the file's pixels
+    orientation: int  # of these pixels, 1..8, by the EXIF data; 1 is upright
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name ends like a picture's, in capitals or not."""
+    return path.suffix.lower() in PICTURE_ENDINGS
+
+
+def open_picture(path: Path, min_side: int | None = None) -> Picture:
     """Open a picture in RGB, turned as its EXIF data says.
 
     Args: min_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, which is faster, as long as both
         sides keep so many pixels.
-    Returns: the picture and its scale, 1 or less.
     Raises: ValueError, which names the file, if it cannot be read.
     """
     try:
         with Image.open(path) as image:
-            full_width = image.width
+            stored = image.size
             drafted = image.draft(None, (min_side, min_side)) if min_side else None
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # as viewers show it, and quads are
-            scale = drafted[1][2] / full_width if drafted else 1.0
-            return (image if image.mode == "RGB" else image.convert("RGB")), scale
+            orientation = orientation_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            scale = drafted[1][2] / stored[0] if drafted else 1.0
+            return Picture(to_rgb(image), scale, stored, orientation)
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 
 
-@np.errstate(over="ignore")
-def to_quads(corners: object, count: int) -> np.ndarray:
-    """Numbers, or text of numbers, as (count, 4, 2) float32 pixels. Raises: ValueError etc."""
-    quads = np.array(corners, np.float32).reshape(count, 4, 2)
-    if not np.isfinite(quads).all():
-        raise ValueError("a corner is not a finite number")
-    return quads
+def open_image(path: Path, min_side: int | None = None) -> tuple[Image.Image, float]:
+    """The picture and its scale, see `open_picture`."""
+    picture = open_picture(path, min_side)
+    return picture.image, picture.scale
 
 
-def clip_quads(quads: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move the corners of quads (words, 4, 2) into a picture.
+def orientation_of(image: Image.Image) -> int:
+    found = image.getexif().get(ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
 
-    Returns: the quads; (words,) bool, which of them keep more than half of their area.
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, see the top of this file."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F: one number a pixel, of more than 8 bits
+        return deep_to_rgb(image)
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def deep_to_rgb(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 or 32 bits a pixel in RGB."""
+    values = np.asarray(image)
+    # Pillow 11.2 and earlier open a PNG of 16 bits as mode I; every version does so with PGM.
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        white = 65535.0
+    else:
+        if values.dtype == np.int32 and values.min() < 0:
+            values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
+        values = np.nan_to_num(values, nan=0.0)
+        levels = (255.0, 65535.0, 2.0**32 - 1) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        top = float(values.max())
+        white = next((level for level in levels if top <= level), top)
+    grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+# ----------------------------------------------------------------------- quads of oriented pictures
+
+
+def place_polygons(
+    polygons: Polygons, ignored: Polygons, picture: Picture, as_shown: bool
+) -> tuple[Polygons, Polygons, tuple[str, ...]]:
+    """Move annotated polygons to where they are in `picture.image`.
+
+    A photograph with an orientation may have been annotated on its raw pixels, as they are stored,
+    or as viewers show it. Polygons that fit only one of the two belong there.
+
+    Args: as_shown: which of the two it is if both or neither fits.
+    Returns: the polygons and the ignored ones, in pixels of `picture.image`; a note for the
+        picture if it has an orientation.
     """
-    clipped = quads.clip(0, np.array([width, height], np.float32))
-    return clipped, areas(clipped) > areas(quads) / 2
+    scale = np.float32(picture.scale)
+    notes: tuple[str, ...] = ()
+    if picture.orientation > 1 and len(polygons) + len(ignored):
+        note = orientation_note(polygons, ignored, picture.stored, picture.orientation, as_shown)
+        notes = (note,)
+        if note in (FIT_STORED, UNDECIDED_STORED):
+
+            def turn(points: np.ndarray) -> np.ndarray:
+                return turn_points(points, picture.orientation, *picture.stored)
+
+            polygons, ignored = map_points(polygons, turn), map_points(ignored, turn)
+    return (
+        map_points(polygons, lambda points: points * scale),
+        map_points(ignored, lambda points: points * scale),
+        notes,
+    )
 
 
-def areas(quads: np.ndarray) -> np.ndarray:
-    """The area of each of (words, 4, 2) quads by the shoelace formula."""
-    x, y = quads[..., 0], quads[..., 1]
-    return abs((x * np.roll(y, -1, -1) - np.roll(x, -1, -1) * y).sum(-1)) / 2
+def orientation_note(
+    polygons: Polygons,
+    ignored: Polygons,
+    stored: tuple[int, int],
+    orientation: int,
+    as_shown: bool = False,
+) -> str:
+    """Which pixels the polygons of an oriented picture belong to, as one of the four notes."""
+    shown = stored[::-1] if orientation > 4 else stored
+    fits = [fit_picture([*polygons, *ignored], *size) for size in (stored, shown)]
+    if fits[0] == fits[1]:
+        return UNDECIDED_SHOWN if as_shown else UNDECIDED_STORED
+    return FIT_STORED if fits[0] else FIT_SHOWN
+
+
+def read_orientation(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height of the stored pixels, and the orientation, without decoding the picture.
+
+    A picture that cannot be opened counts as upright: reading it will say what is wrong.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size, orientation_of(image)
+    except Exception:
+        return (0, 0), 1

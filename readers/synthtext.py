@@ -8,6 +8,7 @@ later starts and all worker processes map into memory.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import time
 import zlib
@@ -22,12 +23,18 @@ import numpy as np
 import vlpt
 from data_stub import SPLITS, Sample, Source
 from readers.alphabet import CUT, PARTLY, UNKNOWN
-from readers.files import require
-from readers.pictures import clip_quads, open_image
+from readers.files import is_unreadable, require
+from readers.folder import MARKED
+from readers.pictures import open_picture, place_polygons
+from readers.polygons import bounding_quads, split_visible
 
-LAYOUT = """    ROOT/gt.mat with imnames, txt and wordBB, and its pictures as
-    ROOT/8/ballet_106_0.jpg or ROOT/all_images/8/ballet_106_0.jpg"""
-MAGIC = int.from_bytes(b"vlpt-ix1", "little")  # the last character is the format's version
+LAYOUT = (
+    "ROOT/gt.mat with imnames, txt and wordBB, and its pictures as "
+    "ROOT/8/ballet_106_0.jpg or ROOT/all_images/8/ballet_106_0.jpg"
+)
+MISMATCHES = "pictures with another number of quads than words"
+TWICE = "pictures that gt.mat lists once more"
+MAGIC = int.from_bytes(b"vlpt-ix2", "little")  # the last character is the format's version
 HEAD = (
     "magic",
     "gt_bytes",
@@ -41,6 +48,10 @@ HEAD = (
     "mismatches_heldout",
     "cut_train",
     "cut_heldout",
+    "marked_train",
+    "marked_heldout",
+    "twice_train",
+    "twice_heldout",
 )
 
 
@@ -55,7 +66,9 @@ class Index(NamedTuple):
     head: dict[str, int]  # by the names in HEAD; in the file (words, 4, 2) float32 pixels follow
     ends: np.ndarray  # (pictures + 1, 3) int64: bytes of names, bytes of text, quads so far
     names: np.ndarray  # (bytes,) uint8, UTF-8
-    text: np.ndarray  # (bytes,) uint8, UTF-8; each word in NFC, cut to L, with a line break after
+    # (bytes,) uint8, UTF-8: each word in NFC, cut to L, with a line break after; nothing but the
+    # line break for a word that is marked unreadable.
+    text: np.ndarray
 
 
 def open_index(root: Path) -> Index:
@@ -129,6 +142,22 @@ def write_index(path: Path, arrays: Iterable[np.ndarray]) -> None:
         part.unlink(missing_ok=True)
 
 
+def require_whole(gt: Path) -> None:
+    """Check that the parts of a MATLAB file fill it exactly, as none does that was cut off.
+
+    SciPy checks no sizes: a file of which some bytes are missing may end the process.
+    """
+    size = gt.stat().st_size
+    with gt.open("rb") as file:
+        order = {b"IM": "<I", b"MI": ">I"}.get(file.read(128)[126:])
+        end = 128
+        while order and end < size:
+            file.seek(end + 4)
+            end += 8 + struct.unpack(order, file.read(4).ljust(4))[0]
+    if not order or end != size:
+        raise ValueError("it is cut off, damaged, or no MATLAB file of version 5")
+
+
 def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
     """Read gt.mat into the arrays of its index."""
     from scipy.io import loadmat
@@ -136,7 +165,9 @@ def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
 
     count, names, texts = Counter[str](), [], []
     boxes = [np.empty((0, 4, 2), np.float32)]
+    seen = set[bytes]()
     try:
+        require_whole(gt)
         table = loadmat(gt, variable_names=("imnames", "txt", "wordBB"))
         columns = np.concatenate([table[key] for key in ("imnames", "txt", "wordBB")])
         held = np.arange(columns.shape[1]) % 10 == 9
@@ -145,17 +176,25 @@ def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
             name, text, quads = columns[:, k]
             words = vlpt.normalize_text(" ".join(map(str, text.flat))).split()
             split = SPLITS[int(held[k])]
+            path = str(name[0]).encode()
+            if path in seen:  # it might be in both splits
+                count[f"twice_{split}"] += 1
+                continue
+            seen.add(path)
             quads = np.asarray(quads, np.float32).reshape(2, 4, -1).transpose(2, 1, 0)
             if len(quads) != len(words):  # a few of the 858,750 disagree
                 count[f"mismatches_{split}"] += 1
                 continue
             count[split] += 1
             count[f"cut_{split}"] += sum(len(word) > vlpt.MAX_CHARS for word in words)
-            names.append(str(name[0]).encode())
+            marked = [is_unreadable(word) for word in words]
+            count[f"marked_{split}"] += sum(marked)
+            words = ["" if skip else word for word, skip in zip(words, marked, strict=True)]
+            names.append(path)
             texts.append("".join(word[: vlpt.MAX_CHARS] + "\n" for word in words).encode())
             boxes.append(quads)
     except Exception as error:  # scipy raises whatever it stumbles over
-        raise ValueError(f"{gt}: not SynthText's gt.mat ({error!r}); expected\n{LAYOUT}") from None
+        raise ValueError(f"{gt}: not SynthText's gt.mat ({error!r}); expected {LAYOUT}") from None
     if min(count["train"], count["heldout"]) < 1:
         raise ValueError(
             f"{gt}: expected annotated pictures in both splits, got {len(names)} altogether"
@@ -171,8 +210,8 @@ def build_index(gt: Path, key: tuple[int, int, int]) -> list[np.ndarray]:
 class SynthText(Source):
     """SynthText's own layout: gt.mat beside the folders of pictures that it names.
 
-    Words are in NFC and cut to L; quads are clipped to their picture, and words of which at least
-    half lies outside it are left out. One picture in ten is held out.
+    Words are in NFC and cut to L. Those of which at most half is in their picture are left out. One
+    picture in ten is held out.
     """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
@@ -181,8 +220,8 @@ class SynthText(Source):
         self.table = open_index(self.root)
         head, train = self.table.head, self.table.head["train"]
         self.rows = range(train) if split == "train" else range(train, head["pictures"])
-        mismatches = "pictures with another number of quads than words"
-        self.notes = Counter({mismatches: head[f"mismatches_{split}"], CUT: head[f"cut_{split}"]})
+        counts = {MISMATCHES: "mismatches", TWICE: "twice", MARKED: "marked", CUT: "cut"}
+        self.notes = Counter({why: head[f"{name}_{split}"] for why, name in counts.items()})
         first = [self.name(k) for k in range(min(100, len(self)))]
         for folder in (self.root, self.root / "all_images"):
             if any((folder / name).is_file() for name in first):
@@ -191,7 +230,7 @@ class SynthText(Source):
         else:
             raise FileNotFoundError(
                 f"{self.root / first[0]}: not found, nor any of the first {len(first)} pictures; "
-                f"expected\n{LAYOUT}"
+                f"expected {LAYOUT}"
             )
 
     def __reduce__(self) -> tuple[type[SynthText], tuple[Path, str]]:
@@ -205,15 +244,27 @@ class SynthText(Source):
         return self.table.names[start:stop].tobytes().decode()
 
     def read(self, index: int, min_side: int | None = None) -> Sample:
-        image, scale = open_image(self.folder / self.name(index), min_side)
+        picture = open_picture(self.folder / self.name(index), min_side)
         (_, start, first), (_, stop, last) = self.table.ends[self.rows[index] :][:2].tolist()
         words = self.table.text[start:stop].tobytes().decode().split("\n")[:-1]
         offset = 8 * len(HEAD) + 32 * first
         quads = np.fromfile(self.table.path, np.float32, 8 * (last - first), offset=offset)
-        quads = quads.reshape(-1, 4, 2) * np.float32(scale)
-        quads, inside = clip_quads(quads, *image.size)
-        words = [word for word, kept in zip(words, inside, strict=True) if kept]
-        return Sample(np.array(image), words, quads[inside], int((~inside).sum()))
+        quads = quads.reshape(-1, 4, 2)
+        readable = np.array(words, str) != ""
+        polygons, ignored, notes = place_polygons(
+            quads[readable], quads[~readable], picture, as_shown=False
+        )
+        visible = split_visible(polygons, ignored, *picture.image.size)
+        known = list(filter(None, words))
+        kept = [word for word, inside in zip(known, visible.inside, strict=True) if inside]
+        return Sample(
+            np.array(picture.image),
+            kept,
+            bounding_quads(visible.polygons),
+            len(known) - len(kept),
+            bounding_quads(visible.ignored),
+            notes,
+        )
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """10,000 pictures at a time: the code points of their words, each with a line break
@@ -233,7 +284,7 @@ class SynthText(Source):
             breaks = np.flatnonzero(codes == ord("\n"))
             known = np.diff(np.cumsum(spelled[codes])[breaks], prepend=0)  # characters a word
             lengths = np.diff(breaks, prepend=-1) - 1
-            notes[UNKNOWN] += int((known == 0).sum())
+            notes[UNKNOWN] += int(((known == 0) & (lengths > 0)).sum())
             notes[PARTLY] += int(((known > 0) & (known < lengths)).sum())
             found.append(np.diff(np.cumsum(np.append(0, known > 0))[words]) > 0)
         return np.concatenate(found)

@@ -438,13 +438,14 @@ class TestMistakes:
     def test_empty_folders(self, tmp_path, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
         message = self.fails(capsys, "predict", "runs/d", tmp_path)
-        assert message == f"{tmp_path}: expected .jpg or .png pictures, got none in it"
+        assert message == f"{tmp_path}: expected pictures such as .jpg or .png, got none in it"
         message = self.fails(capsys, "eval", "runs/d", "--data", f"icdar2015:{tmp_path}")
         assert "ch4_training_images: not found" in message
         for folder in ("Train", "Test"):
             (tmp_path / "Images" / folder).mkdir(parents=True)
+            (tmp_path / "txt_format" / folder).mkdir(parents=True)
         message = self.fails(capsys, "eval", "runs/d", "--data", f"totaltext:{tmp_path}")
-        assert message.startswith(f"{tmp_path}/Images/Test: ")
+        assert message.startswith(f"{tmp_path}/Images/Train: has no picture")
 
     def test_pictures_that_are_cut_off(self, tmp_path, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
@@ -491,12 +492,12 @@ class TestMistakes:
     def test_what_is_wrong_with_a_source(self, tmp_path, monkeypatch, capsys, workers):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(detect, "survey", lambda *_: dataset.Survey(1, 0, 1, 0, 0))
-        Image.new("RGB", (32, 32)).save("a.png")
         entry = '{"image": "a.png", "words": ["a"], "quads": [[[0, 0], [9, 0], [9, 9]]]}\n'
         Path("a.jsonl").write_text(entry * 11)
         options = ["train", "--data", "jsonl:a.jsonl", *TINY, "--workers", workers]
         assert "a.jsonl:1: " in self.fails(capsys, *options)
-        Path("a.jsonl").write_text('{"image": "a.png", "words": ["a"]}\n' * 11)
+        lines = [f'{{"image": "{name}.png", "words": ["a"]}}\n' for name in "ab"]
+        Path("a.jsonl").write_text("".join(lines))
         message = self.fails(capsys, *options)
         assert message == "a.png: expected a quad for each word, got none"
 
@@ -543,7 +544,9 @@ class TestMistakes:
         message = self.fails(capsys, "predict", "runs/d", tmp_path / "a/1.png", tmp_path / "b")
         assert message == "IMAGE: expected each name once, got 2 pictures named 1"
         rest = ', "words": ["a"], "quads": [[[1, 1], [9, 1], [9, 9], [1, 9]]]}\n'
-        lines = "".join(f'{{"image": "{k}/1.png"{rest}' for k in "ab" * 10)
+        names = [f"{k}.png" for k in range(20)]
+        names[9], names[19] = "a/1.png", "b/1.png"  # the two that are held out
+        lines = "".join(f'{{"image": "{name}"{rest}' for name in names)
         (tmp_path / "d.jsonl").write_text(lines)
         detect.main(["eval", "runs/d", "--data", "icdar2015:ic"])
         score, results = Path("runs/d/score.json"), Path("runs/d/results")

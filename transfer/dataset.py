@@ -69,6 +69,28 @@ def usable_polygon(polygon: np.ndarray) -> np.ndarray | None:
     return ordered if shape.is_valid and shape.area > 0 and convex else None
 
 
+def visible_part(polygon: np.ndarray, width: int, height: int) -> np.ndarray | None:
+    """Return the part of a polygon that is in its picture, as (Q, 2) float32 pixels.
+
+    Where the picture's edge cuts it into several parts, the largest one is returned.
+
+    Args:
+        polygon: (P, 2) pixels, whose outline does not cross itself.
+        width, height: of the picture, pixels.
+    Returns: the polygon itself if nothing of it is outside; None if nothing of it is inside.
+    """
+    if ((polygon >= 0) & (polygon <= (width, height))).all():
+        return polygon
+    shape = shapely.Polygon(polygon)
+    if not shape.is_valid:
+        return polygon
+    parts = shapely.get_parts(shape.intersection(shapely.box(0, 0, width, height)))
+    largest = max(parts, key=lambda part: part.area, default=None)
+    if largest is None or largest.area == 0:
+        return None
+    return np.array(largest.exterior.coords[:-1], np.float32)
+
+
 def outline_of(polygon: np.ndarray) -> np.ndarray:
     """The convex hull of a polygon (P, 2), as a region in which text is somewhere."""
     hull = cv2.convexHull(polygon)[:, 0]
@@ -76,7 +98,10 @@ def outline_of(polygon: np.ndarray) -> np.ndarray:
 
 
 class CheckedDataset:
-    """A data set of readers/ whose polygons are repaired where that is possible."""
+    """A data set of readers/ whose polygons are repaired where that is possible.
+
+    Of a polygon that reaches beyond its picture, only the visible part is kept.
+    """
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
@@ -96,7 +121,14 @@ class CheckedDataset:
             outline_of(old) if new is None else new
             for old, new in zip(polygons, repaired, strict=True)
         ]
-        return CheckedSample(image, kept, ignored | unusable, int((unusable & ~ignored).sum()))
+        visible = [visible_part(polygon, *image.size) for polygon in kept]
+        inside = np.array([polygon is not None for polygon in visible], bool)
+        return CheckedSample(
+            image,
+            [polygon for polygon in visible if polygon is not None],
+            (ignored | unusable)[inside],
+            int((unusable & ~ignored)[inside].sum()),
+        )
 
 
 def open_dataset(

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import vlpt
-from readers.pictures import open_image
+from readers import SPECS
+from readers.pictures import is_picture, open_image
 from training.options import Parser, folder_name, number, some_path
 from transfer.dataset import (
     CheckedSource,
@@ -48,7 +49,6 @@ from transfer.psenet import (
 from transfer.score import f_score, match_detections
 
 PROGRAM = "python -m transfer.detect"
-SOURCES = "synth, icdar2015:PATH, synthtext:PATH, jsonl:PATH or totaltext:PATH"
 WARMUP = 20  # steps
 WEIGHT_DECAY = 1e-4
 OVERLAY_COLOR = (255, 0, 80)
@@ -275,15 +275,15 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
     Raises: ValueError if there is none, or if two have the same name.
     """
-    found = []
+    found = list[Path]()
     for path in paths:
         if path.is_dir():
             inside = sorted(path.iterdir())
-            found += [p for p in inside if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+            found += filter(is_picture, inside)
         else:
             found.append(path)
     if not found:
-        raise ValueError(f"{paths[0]}: expected .jpg or .png pictures, got none in it")
+        raise ValueError(f"{paths[0]}: expected pictures such as .jpg or .png, got none in it")
     name, count = Counter(path.stem for path in found).most_common(1)[0]
     if count > 1:
         raise ValueError(f"IMAGE: expected each name once, got {count} pictures named {name}")
@@ -345,7 +345,7 @@ def make_parser() -> Parser:
 
     command = add_command("train", "train a detector and leave it in runs/NAME/")
     add = command.add_argument
-    add("--data", default="synth", help=SOURCES)
+    add("--data", default="synth", help=SPECS)
     add("--backbone", choices=tuple(BACKBONES), default="tiny", help="tiny is the demo's")
     add(
         "--init",
@@ -387,7 +387,7 @@ def make_parser() -> Parser:
     command = add_command("eval", "score a detector on held-out pictures")
     add = command.add_argument
     add("run", type=Path, help="the folder that train left")
-    add("--data", default="synth", help=SOURCES)
+    add("--data", default="synth", help=SPECS)
     add("--count", type=number(int, 1), default=200, help="how many pictures of synth")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
 
