@@ -1,82 +1,114 @@
-"""Run by torchrun from test_runs.py: compares W processes with one on the whole batch."""
+"""Run by torchrun from test_runs.py: W processes against one process with the whole batch.
+
+Everything is in float64 and in evaluation mode, since each process has batch statistics of its own.
+"""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import data_stub
 import train_min
 import vlpt
-from data_stub import Batch
-from experiments import run_min
+from training.distributed import distribute, gather_outputs, rank, world_size
+from training.gradcache import cached_backward
 
-WORDS = [["12", "345"], [], ["7"], ["1234", "5", "67"], ["89"], ["0123456789"], [], [], ["42", "1"],
-         ["66"], ["31"], ["5"]]  # fmt: skip  # of 12 images: as many for each of 2 or 3 processes
+WORDS = [
+    ["12", "345"],
+    [],
+    ["7"],
+    ["1234", "5", "67"],
+    ["89"],
+    ["0123456789"],
+    [],
+    [],
+    ["42", "1"],
+    ["66"],
+    ["31"],
+    ["5"],
+]  # of 12 images, which can be shared by 2 or 3 processes
 
 
-def batch():
+def make_ids():
+    return torch.stack([vlpt.Alphabet("0123456789").encode(words) for words in WORDS])
+
+
+def make_batch():
     torch.manual_seed(0)
     images = torch.randint(0, 255, (len(WORDS), 3, 64, 64), dtype=torch.uint8)
-    ids = torch.stack([vlpt.Alphabet("0123456789").encode(words) for words in WORDS])
-    return images, *vlpt.mask_one_char(ids, torch.Generator().manual_seed(1))
+    return images, *vlpt.mask_one_char(make_ids(), torch.Generator().manual_seed(1))
 
 
-def fresh(contrastive):
+def make_model(contrastive):
     torch.manual_seed(2)
     config = vlpt.Config(**vars(vlpt.TINY) | {"contrastive": contrastive})
-    return vlpt.VLPT(config).eval().double()  # each process has batch statistics of its own
+    return vlpt.VLPT(config).eval().double()
 
 
 def gradient(model):
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                      for p in model.parameters()])  # fmt: skip
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in gradients])
 
 
-def double_precision(model, images, ids):
-    return model(vlpt.normalize(images).double(), ids, masked_only=True)
+def double_forward(model, images, ids, targets):
+    return model(vlpt.normalize(images).double(), ids, targets)
 
 
-def alone(contrastive):
-    """Loss and gradient of one process, by the functions of vlpt.py alone."""
-    model = fresh(contrastive)
-    images, ids, targets = batch()
+def one_process(contrastive):
+    """Loss and gradient by the functions of vlpt.py alone, with every character decoded."""
+    model = make_model(contrastive)
+    images, ids, targets = make_batch()
     output = model(vlpt.normalize(images).double(), ids)
     loss = vlpt.total_loss(output, targets, contrastive)
     loss.backward()
     return loss.item(), gradient(model)
 
 
+def many_processes(contrastive, num_pieces):
+    """The same by this process's part of the batch, trimmed to its own longest word."""
+    model = make_model(contrastive)
+    trained = distribute(vlpt.MaskedOnly(model))
+    images, ids, targets = (x.chunk(world_size())[rank()] for x in make_batch())
+    ids = data_stub.trim(ids)
+    targets = targets[:, : ids.shape[1], : ids.shape[2]]
+    if num_pieces == 1:
+        output, targets = double_forward(trained, images, ids, targets)
+        loss = vlpt.total_loss(*gather_outputs(output, targets), contrastive)
+        loss.backward()
+    else:
+        loss, _, _ = cached_backward(
+            double_forward, trained, images, ids, targets, num_pieces, contrastive
+        )
+    return loss.item(), gradient(model)
+
+
 def main():
-    found, train_min.run_model = {}, double_precision
-    cases = [(f"contrastive={c} pieces={k}", c, k) for c in (True, False) for k in (1, 2, 3)]
-    expected = [alone(contrastive) for _, contrastive, _ in cases]
-    held = [Batch(torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8), batch()[1][:4].clone()
-                  .masked_fill(batch()[1][:4] == vlpt.MASK, 5), []) for _ in range(5)]  # fmt: skip
-    evaluator = fresh(True)
-    whole = train_min.evaluate(evaluator, held, 0)
+    cases = [(contrastive, pieces) for contrastive in (True, False) for pieces in (1, 2, 3)]
+    expected = {contrastive: one_process(contrastive) for contrastive in (True, False)}
+
+    train_min.forward = double_forward
+    images, ids = make_batch()[0][:4], make_ids()[[0, 2, 3, 4]]
+    heldout = [data_stub.Batch(images.roll(k, 0), ids.roll(k, 0), []) for k in range(5)]
+    evaluator = vlpt.MaskedOnly(make_model(True))
+    evaluation = train_min.evaluate(evaluator, heldout, seed=0)
+
     dist.init_process_group("gloo")
-    rank, world = run_min.rank(), run_min.world()
-    for buffer in evaluator.buffers():  # after a step on CPUs each process has its statistics
-        buffer += rank
-    spread = train_min.evaluate(evaluator, held[rank::world], 0)
-    for (case, contrastive, pieces), (loss, grad) in zip(cases, expected, strict=True):
-        model = fresh(contrastive)
-        spreader = DistributedDataParallel(model)
-        part = [x.chunk(world)[rank] for x in batch()]
-        if pieces == 1:
-            told = train_min.whole_backward(spreader, *part)
-        else:
-            told = train_min.cached_backward(spreader, *part, pieces)
-        told = run_min.over_all(told)
-        largest = grad.abs().max()
-        found[case] = {"loss": abs(told[0] + told[1] - loss).item(), "largest": largest.item(),
-                       "gradient": ((gradient(model) - grad).abs().max() / largest).item(),
-                       "evaluation": spread == whole}  # fmt: skip
-    if rank == 0:
+    for buffer in evaluator.buffers():  # after a step on CPUs each process has its own statistics
+        buffer += rank()
+    of_many = train_min.evaluate(evaluator, heldout[rank() :: world_size()], seed=0)
+    found = {"evaluation": of_many == evaluation, "cases": {}}
+    for contrastive, pieces in cases:
+        expected_loss, expected_gradient = expected[contrastive]
+        loss, got = many_processes(contrastive, pieces)
+        largest = expected_gradient.abs().max()
+        found["cases"][f"contrastive={contrastive} pieces={pieces}"] = {
+            "loss": abs(loss - expected_loss),
+            "largest": largest.item(),
+            "gradient": ((got - expected_gradient).abs().max() / largest).item(),
+        }
+    if rank() == 0:
         Path("of_many.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

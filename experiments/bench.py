@@ -1,21 +1,22 @@
-"""Speed and memory of VLPT's parts, each against a yardstick of the same run.
+"""Speed and memory of VLPT's parts, each compared with something measured in the same run.
 
-    python experiments/bench_min.py step                            # from a clone, any folder
-    python experiments/bench_min.py data --data synthtext:PATH
+    python -m experiments.bench step
+    python -m experiments.bench data --data synthtext:PATH
 
-`step`: a pre-training step over one of its bare backbone (forward, mean of features, backward,
-AdamW; same pictures, batch, precision, memory layout), and each stage's share. `scale`: what a
-step costs as batch, pictures, words and alphabet grow. `memory`: its peak, and which batches fit
-a GPU. `start`: seconds from `import torch` to the first step. What is compared takes turns in one
-process; figures are medians over the rounds. Seconds are of one core, or of the GPU, and hold for
-the machine named; ratios travel.
+`step` compares a pre-training step with a step of its backbone alone (forward, mean of features,
+backward, AdamW; the same images, batch, precision and memory layout), and gives the share of each
+stage. `scale` tells what a step costs as the batch, the images, the words and the alphabet grow.
+`memory` measures its peak, and which batches fit a GPU. `start` is the time from `import torch` to
+the first step. Things that are compared take turns in one process, and figures are medians over
+the rounds. Seconds are those of one core, or of the GPU, and hold for the machine that is named;
+ratios hold for other machines too.
 
-`data`: how long a source takes to open, what it costs in memory, and how fast it feeds a model.
-Each part has a process of its own. Memory is Linux's PSS: what a process has for itself and its
-share of what it has with others, so it may be summed. It is measured with small batches, which
-would drown a source otherwise: `added_mb` is what opening and reading add to the parent and all
-workers together, `added_by_few_mb` the same for 500 pictures of the same source.
-`rendered_256_s` is how many pictures of 256 x 256 the renderer draws a second of one core.
+`data` tells how long a source takes to open, what it costs in memory, and how fast it feeds a
+model. Each part has a process of its own. Memory is Linux's PSS: what a process has for itself and
+its share of what it has in common with others, so that it may be summed. It is measured with small
+batches, which would hide the source otherwise. `added_mb` is what opening and reading add to the
+parent and all workers together, and `added_by_few_mb` the same for 500 images of the same source.
+`rendered_256_s` is how many images of 256 x 256 the renderer draws in a second of one core.
 """
 
 import argparse
@@ -48,18 +49,23 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the clone
 import data_stub
+import readers
 import vlpt
-from experiments import recompute_min
+from readers.augment import augment
+from readers.pictures import open_image
+from readers.synthtext import index_places, open_index
+from training.options import Parser, number
+from training.recompute import recompute
+from training.runs import one_line_errors
 
-CLONE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("backbone", "pool", "text", "decoder", "losses", "optimizer")
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16
 GPUS = (16, 24, 80)  # GB
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
+def in_subprocess(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
@@ -75,28 +81,39 @@ def memory(pid: int | str | None = "self", file: str = "smaps_rollup") -> dict[s
 
 def build(root: str) -> dict[str, float]:
     """Build SynthText's index anew: seconds, and the most memory that took."""
-    for path in data_stub.index_places(Path(root) / "gt.mat"):
+    for path in index_places(Path(root) / "gt.mat"):
         path.unlink(missing_ok=True)
     start = time.perf_counter()
-    data_stub.open_index(Path(root))
+    open_index(Path(root))
     return {"index_s": time.perf_counter() - start, "index_mb": memory(file="status")["VmHWM"]}
 
 
 def feed(args: argparse.Namespace) -> dict[str, float]:
     """Open both halves as train_min.py does, then read batches."""
-    before, start, halves = memory()["Pss"], time.perf_counter(), []
+    before = memory()["Pss"]
+    start = time.perf_counter()
+    halves = []
     for split in data_stub.SPLITS:
-        source = data_stub.open_source(args.data, split, args.size, args.pictures)
-        augment = split == "train" and args.data != "synth"
-        alphabet = vlpt.Alphabet()
-        halves.append(data_stub.Pretraining(source, alphabet, args.size, 0, augment=augment))
-    found = {"pictures": len(halves[0].indices), "start_s": time.perf_counter() - start,
-             "before_mb": before, "opened_mb": memory()["Pss"]}  # fmt: skip
+        source = readers.open_source(args.data, split, args.size, args.pictures)
+        vary = augment if split == "train" and args.data != "synth" else None
+        halves.append(data_stub.Pretraining(source, vlpt.Alphabet(), args.size, 0, augment=vary))
+    found = {
+        "pictures": len(halves[0].indices),
+        "start_s": time.perf_counter() - start,
+        "before_mb": before,
+        "opened_mb": memory()["Pss"],
+    }
     batches = [[*range(k, k + args.batch)] for k in range(0, args.pictures, args.batch)]
-    iterator = iter(DataLoader(
-        halves[0], batch_sampler=batches, num_workers=args.workers, collate_fn=data_stub.collate,
-        multiprocessing_context=args.start if args.workers else None,
-    ))  # fmt: skip
+    # This process was spawned, so workers would be as well. In training they start as usual.
+    usual = multiprocessing.get_all_start_methods()[0]
+    loader = DataLoader(
+        halves[0],
+        batch_sampler=batches,
+        num_workers=args.workers,
+        collate_fn=data_stub.collate,
+        multiprocessing_context=usual if args.workers else None,
+    )
+    iterator = iter(loader)
     next(iterator)  # then the workers are at work
     start, seen = time.perf_counter(), 0
     for _ in tqdm(batches[1:], unit="batch", disable=None, leave=False):
@@ -105,17 +122,19 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
     workers = [memory(child.pid)["Pss"] for child in multiprocessing.active_children()]
     parent = memory()["Pss"]
     return found | {
-        "parent_mb": parent, "workers_mb": workers, "added_mb": parent + sum(workers) - before,
+        "parent_mb": parent,
+        "workers_mb": workers,
+        "added_mb": parent + sum(workers) - before,
         "pickle_mb": len(pickle.dumps(halves[0])) / 1e6,
         "images_s_worker": seen / seconds / max(1, args.workers),
-    }  # fmt: skip
+    }
 
 
 def decode(paths: list[Path]) -> float:
     """How many pictures Pillow alone decodes a second, at their own size."""
     start = time.perf_counter()
     for path in paths:
-        data_stub.open_image(path)
+        open_image(path)
     return len(paths) / (time.perf_counter() - start)
 
 
@@ -131,59 +150,66 @@ def draw(count: int, size: int = 256) -> float:
 def bench_data(args: argparse.Namespace) -> dict[str, float]:
     """All figures of a source; for SynthText beside those of a few of its pictures."""
     kind, _, root = args.data.partition(":")
-    found = apart(build, root) if kind == "synthtext" and not args.keep_index else {}
-    fast = apart(feed, args)
+    found = in_subprocess(build, root) if kind == "synthtext" else {}
+    fast = in_subprocess(feed, args)
     args = argparse.Namespace(**vars(args) | {"size": 64, "batch": 8, "pictures": 512})
-    found |= apart(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
+    found |= in_subprocess(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
     if kind == "synth":
-        return found | {"rendered_256_s": apart(draw, 300)}
-    source = data_stub.open_source(args.data, "train", args.size, args.pictures)
+        return found | {"rendered_256_s": in_subprocess(draw, 300)}
+    source = readers.open_source(args.data, "train", args.size, args.pictures)
     folder = getattr(source, "folder", Path())  # where names are not paths
     paths = [(folder / source.name(k)).resolve() for k in range(min(500, len(source)))]
-    found["pillow_images_s"] = apart(decode, paths)
+    found["pillow_images_s"] = in_subprocess(decode, paths)
     if kind != "synthtext":
         return found
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "few.jsonl"
         few.write_text("\n".join(json.dumps({"image": str(p), "words": ["a"]}) for p in paths))
         args.data = f"jsonl:{few}"
-        found["added_by_few_mb"] = apart(feed, args)["added_mb"]
+        found["added_by_few_mb"] = in_subprocess(feed, args)["added_mb"]
     return found
 
 
-# ------------------------------------------------------------------------- speed of the model
+# ---- Speed of the model ------------------------------------------------------------------------
 
 
 class Job:
     """A model, its optimiser and one batch of random pixels and words: a step, again and again."""
 
     def __init__(
-        self, args: argparse.Namespace, config: vlpt.Config | None = None, batch: int | None = None,
-        words: int | None = None, bare: bool = False, recompute: bool = False,
-    ) -> None:  # fmt: skip
-        import train_min  # here, or workers of `data` would carry it
+        self,
+        args: argparse.Namespace,
+        config: vlpt.Config | None = None,
+        batch: int | None = None,
+        words: int | None = None,
+        bare: bool = False,
+        recomputed: bool = False,
+    ) -> None:
+        import train_min  # here, or the workers of `data` would carry it
 
-        preset, scene, lr = train_min.PRESETS[args.preset]
-        config, self.bare, self.device = config or preset, bare, torch.device(args.device)
-        self.batch, self.bf16 = batch or args.batch, args.bf16
+        preset = train_min.PRESETS[args.preset]
+        config = config or preset.config
+        self.bare = bare
+        self.device = torch.device(args.device)
+        self.batch = batch or args.batch
+        self.bf16 = args.bf16
         torch.manual_seed(0)
-        model = vlpt.VLPT(config)
-        if recompute:
-            model.backbone = recompute_min.Recomputed.of(model.backbone)
-        self.model: Any = model.backbone if bare else model
+        vlpt_model = vlpt.VLPT(config)
+        if recomputed:
+            recompute(vlpt_model.backbone)
+        self.model: Any = vlpt_model.backbone if bare else vlpt_model
         self.model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = train_min.make_optimizer(self.model, lr, 0.1)
-        rng, shape = np.random.default_rng(0), (self.batch, 3, config.image_size, config.image_size)
+        self.masked_only = vlpt.MaskedOnly(vlpt_model)
+        self.optimizer = train_min.make_optimizer(self.model, preset.lr, 0.1)
+        shape = (self.batch, 3, config.image_size, config.image_size)
         self.images = torch.randint(256, shape, dtype=torch.uint8).to(self.device)
-        ids = torch.full((self.batch, vlpt.CHARS, vlpt.WORDS), vlpt.PAD)
-        fewest, most = (words, words) if words else scene.words
-        chars = scene.chars
-        for sample in ids:
-            for i in range(min(vlpt.WORDS, int(rng.integers(fewest, most + 1)))):
-                length = rng.integers(chars[0], chars[1] + 1)
-                spelled = rng.integers(vlpt.UNK + 1, len(vlpt.Alphabet(config.alphabet)), length)
-                sample[:length, i] = torch.from_numpy(spelled)
-        self.ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        word_range = (words, words) if words else preset.scene.words
+        ids = random_words(config, self.batch, word_range, preset.scene.chars)
+        ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        if self.device.type == "cpu":  # as in training
+            ids = data_stub.trim(ids)
+            targets = targets[:, : ids.shape[1], : ids.shape[2]]
+        self.ids = ids.to(self.device)
         self.targets = targets.to(self.device)
 
     def pictures(self) -> Tensor:
@@ -193,8 +219,8 @@ class Job:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if self.bare:
                 return self.model(images)[-1].float().mean()
-            output = self.model(images, self.ids, masked_only=True)
-        return vlpt.total_loss(vlpt.Output(*(x.float() for x in output)), self.targets)
+            output, targets = self.masked_only(images, self.ids, self.targets)
+        return vlpt.total_loss(output, targets)
 
     def update(self) -> None:
         if not self.bare:
@@ -205,6 +231,22 @@ class Job:
     def step(self) -> None:
         self.loss(self.pictures()).backward()
         self.update()
+
+
+def random_words(
+    config: vlpt.Config, batch: int, word_range: tuple[int, int], char_range: tuple[int, int]
+) -> Tensor:
+    """Ids (B, L, N) of random words, of which an image has so many, each of so many characters."""
+    rng = np.random.default_rng(0)
+    vocabulary = len(vlpt.Alphabet(config.alphabet))
+    ids = torch.full((batch, vlpt.MAX_CHARS, vlpt.MAX_WORDS), vlpt.PAD)
+    for sample in ids:
+        num_words = int(rng.integers(word_range[0], word_range[1] + 1))
+        for i in range(min(vlpt.MAX_WORDS, num_words)):
+            length = rng.integers(char_range[0], char_range[1] + 1)
+            word = rng.integers(vlpt.UNK + 1, vocabulary, length)
+            sample[:length, i] = torch.from_numpy(word)
+    return ids
 
 
 class Stages:
@@ -291,7 +333,8 @@ def flops(job: Job) -> float:
 
 def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     """A step over the bare backbone's, and the shares of its stages."""
-    full, bare = Job(args), Job(args, bare=True)
+    full = Job(args)
+    bare = Job(args, bare=True)
     calls = {"full": full.step, "bare": bare.step, "stages": Stages(full).step}
     took = take_turns(calls, args.repeats, args.device)
     ratios = sorted(f / b for f, b in zip(took["full"], took["bare"], strict=True))
@@ -299,12 +342,17 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     shares = {name: part / sum(parts.values()) for name, part in parts.items()}
     work = flops(full)
     found = {
-        "ratio": median(ratios), "ratio_least": ratios[0], "ratio_most": ratios[-1],
-        "arithmetic_ratio": work / flops(bare), "step_s": median(took["full"]),
-        "bare_s": median(took["bare"]), "shares": shares,
+        "ratio": median(ratios),
+        "ratio_least": ratios[0],
+        "ratio_most": ratios[-1],
+        "arithmetic_ratio": work / flops(bare),
+        "step_s": median(took["full"]),
+        "bare_s": median(took["bare"]),
+        "shares": shares,
         "text_side": shares["text"] + shares["decoder"] + shares["losses"],
-        "images_s": full.batch / median(took["full"]), "gflop_image": work / full.batch / 1e9,
-    }  # fmt: skip
+        "images_s": full.batch / median(took["full"]),
+        "gflop_image": work / full.batch / 1e9,
+    }
     if args.device == "cuda":
         del bare, calls  # whose memory is not the step's
         peak = next((v for k, v in PEAK.items() if k in torch.cuda.get_device_name()), None)
@@ -321,17 +369,24 @@ def bench_scale(args: argparse.Namespace) -> dict[str, Any]:
     base = Job(args)
     config = base.model.config
     many = "".join(chr(0x4E00 + k) for k in range(5000))
-    jobs = {"as it is": base, "batch x 2": Job(args, batch=2 * args.batch),
-            "side / 2": Job(args, replace(config, image_size=config.image_size // 2)),
-            "side x 1.5": Job(args, replace(config, image_size=config.image_size * 3 // 2)),
-            "1 word an image": Job(args, words=1), "3 words an image": Job(args, words=3),
-            "alphabet of 500": Job(args, replace(config, alphabet=many[:500])),
-            "alphabet of 5000": Job(args, replace(config, alphabet=many))}  # fmt: skip
+    jobs = {
+        "as it is": base,
+        "batch x 2": Job(args, batch=2 * args.batch),
+        "side / 2": Job(args, replace(config, image_size=config.image_size // 2)),
+        "side x 1.5": Job(args, replace(config, image_size=config.image_size * 3 // 2)),
+        "1 word an image": Job(args, words=1),
+        "3 words an image": Job(args, words=3),
+        "alphabet of 500": Job(args, replace(config, alphabet=many[:500])),
+        "alphabet of 5000": Job(args, replace(config, alphabet=many)),
+    }
     took = take_turns({name: job.step for name, job in jobs.items()}, args.repeats, args.device)
-    rounds = {name: [t / u for t, u in zip(v, took["as it is"], strict=True)]
-              for name, v in took.items()}  # fmt: skip
-    return {"cost": {name: median(ratios) for name, ratios in rounds.items()},
-            "step_s": median(took["as it is"])}  # fmt: skip
+    rounds = {
+        name: [t / u for t, u in zip(v, took["as it is"], strict=True)] for name, v in took.items()
+    }
+    return {
+        "cost": {name: median(ratios) for name, ratios in rounds.items()},
+        "step_s": median(took["as it is"]),
+    }
 
 
 class Ledger(TorchDispatchMode):
@@ -358,19 +413,19 @@ class Ledger(TorchDispatchMode):
         self.now -= size
 
 
-def book(args: argparse.Namespace, batch: int, recompute: bool, bf16: bool) -> int:
+def book(args: argparse.Namespace, batch: int, recomputed: bool, bf16: bool) -> int:
     """The most bytes that two steps on the CPU hold, weights and optimiser included."""
     with Ledger() as ledger:
-        job = Job(argparse.Namespace(**vars(args) | {"device": "cpu", "bf16": bf16}), batch=batch,
-                  recompute=recompute)  # fmt: skip
+        on_cpu = argparse.Namespace(**vars(args) | {"device": "cpu", "bf16": bf16})
+        job = Job(on_cpu, batch=batch, recomputed=recomputed)
         job.step()
         job.step()
     return ledger.peak
 
 
-def measure(args: argparse.Namespace, batch: int, recompute: bool) -> float:
+def measure(args: argparse.Namespace, batch: int, recomputed: bool) -> float:
     """What two steps add to the most memory of a process that has built the model, GB."""
-    job = Job(args, batch=batch, recompute=recompute)
+    job = Job(args, batch=batch, recomputed=recomputed)
     if args.device == "cuda":
         job.step()
         job.step()
@@ -383,16 +438,19 @@ def measure(args: argparse.Namespace, batch: int, recompute: bool) -> float:
 
 def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peaks as measured and as computed, and the batches that fit, all of the computed peak."""
-    few, found = max(1, args.batch // 2), dict[str, Any]()
-    for recompute in (False, True):
-        name = "recomputed" if recompute else "plain"
-        found[f"{name}_measured_gb"] = apart(measure, args, args.batch, recompute)
+    half = max(1, args.batch // 2)
+    found: dict[str, Any] = {}
+    for recomputed in (False, True):
+        name = "recomputed" if recomputed else "plain"
+        found[f"{name}_measured_gb"] = in_subprocess(measure, args, args.batch, recomputed)
         for bf16 in (False, True):
-            low, high = (book(args, batch, recompute, bf16) for batch in (few, 2 * few))
-            each = (high - low) / few
+            low = book(args, half, recomputed, bf16)
+            high = book(args, 2 * half, recomputed, bf16)
+            each = (high - low) / half
+            fixed = low - half * each
             kind = f"{name}_{'bf16' if bf16 else 'float32'}"
-            found[f"{kind}_computed_gb"] = (low + (args.batch - few) * each) / 1e9
-            found[f"{kind}_image_mb"], fixed = each / 1e6, low - few * each
+            found[f"{kind}_computed_gb"] = (fixed + args.batch * each) / 1e9
+            found[f"{kind}_image_mb"] = each / 1e6
             found[f"{kind}_fits"] = {  # a tenth is left to workspaces and gaps
                 f"{size} GB": max(0, int((0.9 * size * 1e9 - fixed) / each)) for size in GPUS
             }
@@ -409,7 +467,7 @@ def forward(*_, **__):
     now = time.perf_counter()
     print(json.dumps({"import_torch_s": loaded - before, "start_s": now - loaded}), flush=True)
     os._exit(0)
-vlpt.VLPT.forward = forward
+vlpt.MaskedOnly.forward = forward
 train_min.main(sys.argv[1:])
 """
 
@@ -421,9 +479,13 @@ def bench_start(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [sys.executable, "-c", FIRST_STEP, *options], cwd=folder, check=False,
-                env=os.environ | {"PYTHONPATH": str(CLONE)}, capture_output=True, text=True,
-            )  # fmt: skip
+                [sys.executable, "-c", FIRST_STEP, *options],
+                cwd=folder,
+                check=False,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+            )
         if done.returncode:
             raise ValueError(f"train_min.py stopped: {done.stderr.strip()[-300:]}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
@@ -438,8 +500,10 @@ def machine(device: str) -> str:
         name = found[1] if found else name
     name = torch.cuda.get_device_name() if device == "cuda" else name
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return (f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores, load {load:.1f}, "
-            f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")  # fmt: skip
+    return (
+        f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores, load {load:.1f}, "
+        f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
 
 
 def show(found: dict[str, Any], indent: str = "") -> None:
@@ -447,71 +511,62 @@ def show(found: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict):
             print(f"{indent}{key}")
             show(value, indent + "  ")
+            continue
+        values = value if isinstance(value, list) else [value]
+        shown = " ".join(f"{v:,.3f}" if isinstance(v, float) else str(v) for v in values)
+        print(f"{indent + key:<32} {shown}")
+
+
+BENCHES = {
+    "step": (bench_step, "a step compared with one of the backbone alone, and its stages"),
+    "scale": (bench_scale, "the cost of a step as batch, images, words and alphabet grow"),
+    "memory": (bench_memory, "the peak of a step, and batches that fit a GPU"),
+    "start": (bench_start, "seconds from `import torch` to the first step"),
+    "data": (bench_data, "a source: index, start, memory, images a second"),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    positive = number(int, 1)
+    parser = Parser("bench", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, text) in BENCHES.items():
+        add = commands.add_parser(name, help=text, description=text).add_argument
+        if name == "data":
+            add("--data", default="synth", help=f"{readers.SPECS} (default: synth)")
+            add("--size", type=number(int, 32), default=512, help="of images, in pixels")
+            add("--batch", type=positive, default=32, help="images a batch (default: 32)")
+            add("--pictures", type=positive, default=2048, help="images to read (default: 2048)")
+            add("--workers", type=number(int, 0), default=2, help="loader processes (default: 2)")
         else:
-            shown = f"{value:,.3f}" if isinstance(value, float) else value
-            print(f"{indent + key:<32} {shown}")
-
-
-def bench_model(args: argparse.Namespace) -> None:
-    """Run `step`, `scale`, `memory` or `start`, print a table and write --json."""
-    args.batch = args.batch or {"tiny": 64}.get(args.preset, 4)
+            presets = ("tiny", "oclip_rn50")
+            add("--preset", choices=presets, default="oclip_rn50", help="the model's sizes")
+            add("--batch", type=positive, help="images a step (default: 64 for tiny, else 4)")
+            add("--repeats", type=positive, default=5, help="rounds, of which to take the median")
+            add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with bfloat16")
+        add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    args = parser.parse_args(argv)
+    if args.command == "data":
+        if args.pictures <= args.batch:
+            parser.error(f"--pictures: expected more than a batch of {args.batch}")
+        args.device = "cpu"
+        return args
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected cpu, as torch finds no GPU, got cuda")
+    args.batch = args.batch or (64 if args.preset == "tiny" else 4)
     args.bf16 = args.device == "cuda"
-    run = {"step": bench_step, "scale": bench_scale, "memory": bench_memory, "start": bench_start}
-    found = {"machine": machine(args.device)} | run[args.command](args)
-    show({"preset": args.preset, "batch": args.batch} | found)
-    if args.json:
-        args.json.write_text(json.dumps({"args": vars(args)} | found, default=str, indent=1))
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "data", help="a source: index, start, memory, pictures a second",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    add, methods = command.add_argument, multiprocessing.get_all_start_methods()
-    add("--data", default="synth", help="synth, synthtext:PATH, icdar2015:PATH or jsonl:PATH")
-    add("--size", type=int, default=512, help="side of the pictures that leave the loader, pixels")
-    add("--batch", type=int, default=32, help="pictures a batch")
-    add("--pictures", type=int, default=2048, help="to read, two batches or more")
-    add("--workers", type=int, default=2, help="processes that read, 0 for none")
-    add("--start", choices=methods, default=methods[0], help="how workers start")
-    add("--keep-index", action="store_true", help="do not build SynthText's index anew")
-    add("--json", action="store_true", help="print one JSON object")
-    for name, text in (
-        ("step", "a step over the bare backbone's, shares of its stages"),
-        ("scale", "cost of a step as batch, pictures, words and alphabet grow"),
-        ("memory", "peak of a step, batches that fit a GPU"),
-        ("start", "seconds from `import torch` to the first step"),
-    ):
-        add = commands.add_parser(name, help=text, description=text).add_argument
-        add("--preset", choices=("tiny", "oclip_rn50"), default="oclip_rn50", help="sizes")
-        add("--batch", type=int, help="pictures a step (default: 64 for tiny, else 4)")
-        add("--repeats", type=int, default=5, help="rounds, of which the median is taken")
-        add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with bfloat16")
-        add("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    args = parser.parse_args(argv)
-    if args.command != "data":
-        if (args.batch is not None and args.batch < 1) or args.repeats < 1:
-            parser.error("--batch and --repeats must be at least 1")
-        if args.device == "cuda" and not torch.cuda.is_available():
-            parser.error("--device: got cuda, but torch finds no GPU")
-    elif args.batch < 1 or args.pictures <= args.batch or args.workers < 0 or args.size < 32:
-        parser.error("--pictures must be above --batch, --workers not below 0, --size at least 32")
-    try:
-        if args.command != "data":
-            return bench_model(args)
-        found = bench_data(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"bench_min.py: error: {error}")
-    if args.json:
-        print(json.dumps({"args": vars(args)} | found))
-        return
-    for key, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        shown = (f"{v:,}" if isinstance(v, int) else f"{v:,.2f}" for v in values)
-        print(f"{key:<16}", *shown)
+    args = parse_args(argv)
+    with one_line_errors("bench"):
+        bench, _ = BENCHES[args.command]
+        found = {"machine": machine(args.device), **bench(args)}
+        show({"batch": args.batch, **found})
+        if args.json:
+            report = {"args": vars(args), **found}
+            args.json.write_text(json.dumps(report, default=str, indent=1))
 
 
 if __name__ == "__main__":

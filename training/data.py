@@ -1,0 +1,222 @@
+"""Loading batches: worker processes, pictures that cannot be read, and the way to the device."""
+
+import argparse
+import math
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import data_stub
+import readers
+import vlpt
+from readers.augment import augment
+from training.distributed import print_rank0, rank, world_size
+
+MAX_ATTEMPTS = 8  # pictures in a row that are tried for one place in a batch
+MAX_UNREADABLE = 0.1  # share of the training pictures; ten are always allowed
+
+
+def open_data(
+    args: argparse.Namespace, config: vlpt.Config, scene: data_stub.Scene
+) -> tuple[data_stub.Pretraining, data_stub.Pretraining]:
+    """Open the training half and the held-out half of --data.
+
+    Raises:
+        ValueError, OSError: the data are not what they should be; the message says what is wrong.
+    """
+    alphabet, size, seed = vlpt.Alphabet(config.alphabet), config.image_size, args.seed
+    source = readers.open_source(args.data, "train", size, args.samples, seed, scene)
+    vary = None if args.data == "synth" else augment  # rendered pictures vary enough
+    train = data_stub.Pretraining(
+        source, alphabet, size, seed, args.subset, args.annotated, augment=vary
+    )
+    source = readers.open_source(args.data, "heldout", size, args.eval, seed, scene)
+    heldout = data_stub.Pretraining(source, alphabet, size, seed)
+    if len(heldout.indices) < 2:
+        raise ValueError(f"{args.data}: expected at least 2 usable held-out pictures, got 1")
+    return train, heldout
+
+
+def describe(data: data_stub.Pretraining) -> str:
+    """How many pictures there are, and what was left out."""
+    notes = "; ".join(f"{count:,} {what}" for what, count in data.notes.items())
+    pictures = f"{len(data.indices):,} pictures of {data.source.root}"
+    return f"{pictures}; left out or cut: {notes or 'nothing'}"
+
+
+class SkipUnreadable(Dataset[Any]):
+    """Item k is picture k or, if that cannot be read, the next one that can.
+
+    Each item is a list: the reasons why pictures could not be read, and then the picture.
+    """
+
+    def __init__(self, data: data_stub.Pretraining) -> None:
+        self.data = data
+
+    def __getitem__(self, k: int) -> list[data_stub.Item]:
+        attempts: list[data_stub.Item] = []
+        for offset in range(MAX_ATTEMPTS):
+            attempts.append(self.data[k + offset])
+            if not isinstance(attempts[-1], str):
+                break
+        return attempts
+
+
+def collate_attempts(items: list[list[data_stub.Item]]) -> data_stub.Batch:
+    return data_stub.collate(list(chain.from_iterable(items)))
+
+
+def init_worker(_worker: int) -> None:
+    """Workers ignore signals, since the main process ends them, and use one thread each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def make_loader(
+    data: data_stub.Pretraining, batches: Iterable[Any], workers: int, train: bool = False
+) -> Iterator[data_stub.Batch]:
+    """Load batches.
+
+    Args:
+        batches: the keys of each batch.
+        train: replace pictures that cannot be read by the next ones; else they are missing.
+    Raises:
+        RuntimeError: a worker died; the message begins with "DataLoader worker".
+        OSError: as the data raise it.
+    """
+    try:
+        yield from DataLoader(
+            SkipUnreadable(data) if train else data,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate_attempts if train else data_stub.collate,
+            worker_init_fn=init_worker,
+            pin_memory=torch.cuda.is_initialized(),
+        )
+    except (EOFError, OSError) as error:
+        if not workers:
+            raise
+        if str(error).startswith("Caught"):  # then torch passes on what a worker raised
+            raise OSError(str(error).strip().split("\n")[-1]) from None
+        raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
+
+
+def training_batches(
+    data: data_stub.Pretraining, batch: int, first_step: int, steps: int, workers: int
+) -> Iterator[data_stub.Batch]:
+    """This process's part of the batch of each step from `first_step` to `steps`, from 1.
+
+    Raises:
+        ValueError: too many pictures, or too many in a row, cannot be read.
+    """
+    size = batch // world_size()
+    starts = [(step - 1) * batch + rank() * size for step in range(first_step, steps + 1)]
+    keys = [range(start, start + size) for start in starts]
+    num_unreadable = 0
+    for count, loaded in enumerate(make_loader(data, keys, workers, train=True), start=1):
+        num_unreadable += len(loaded.skipped)
+        reason = loaded.skipped[-1] if loaded.skipped else ""
+        if len(loaded.images) < size:
+            raise ValueError(
+                f"{data.source.root}: {MAX_ATTEMPTS} pictures in a row cannot be read; {reason}"
+            )
+        if num_unreadable > max(10, MAX_UNREADABLE * count * size):
+            raise ValueError(
+                f"{data.source.root}: expected at most {MAX_UNREADABLE:.0%} of the pictures to be "
+                f"unreadable, got {num_unreadable} of {count * size}; {reason}"
+            )
+        yield loaded
+
+
+def evaluation_batches(
+    heldout: data_stub.Pretraining, count: int, batch: int, workers: int
+) -> Iterator[data_stub.Batch]:
+    """The first `count` held-out pictures; with W processes, every W-th batch of them.
+
+    Batches are the same for any number of processes, and at least 64 or a training batch.
+    """
+    count = min(count, len(heldout.indices))
+    keys = np.array_split(np.arange(count), max(1, count // min(batch, 64)))
+    return make_loader(heldout, keys[rank() :: world_size()], workers)
+
+
+def seed_of(*key: int) -> int:
+    """A seed for each key, such as the run's seed, the step and the process."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def prepare(
+    batch: data_stub.Batch, seed: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask a character of each word, and send images, masked ids and targets to the device."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, targets = vlpt.mask_one_char(batch.ids, generator)
+    if device.type == "cpu":  # for speed; a GPU prefers shapes that never change
+        ids = data_stub.trim(ids)
+        targets = targets[:, : ids.shape[1], : ids.shape[2]]
+    images, ids, targets = (to_device(x, device) for x in (batch.images, ids, targets))
+    return images, ids, targets
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor without waiting for the device, which needs pinned memory."""
+    if device.type == "cuda" and not x.is_pinned():
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def default_workers(device: torch.device) -> int:
+    """How many workers to use: 1 on a CPU; with a GPU, the process's share of the cores less 2."""
+    if device.type == "cpu":
+        return 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    share = (cores - 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, share))
+
+
+def fitting_workers(workers: int, batch: int, image_size: int, shm: str = "/dev/shm") -> int:
+    """Reduce the number of workers to what shared memory holds; workers wait forever if it is full.
+
+    Args:
+        batch: pictures that each worker loads at once.
+        shm: the folder through which workers pass batches; three batches a worker are on the way.
+    """
+    if not os.path.isdir(shm):
+        return workers
+    batch_bytes = batch * (3 * image_size**2 + 8 * vlpt.MAX_CHARS * vlpt.MAX_WORDS)
+    free = shutil.disk_usage(shm).free
+    fitting = min(workers, free // (3 * batch_bytes))
+    if fitting < workers:
+        print_rank0(
+            f"warning: {shm} has {free / 2**20:,.0f} MiB free, and {workers} workers need "
+            f"{3 * workers * batch_bytes / 2**20:,.0f} MiB; going on with {fitting} workers. "
+            "In a container, give it more, for example by docker run --shm-size 8g"
+        )
+    return fitting
+
+
+def character_entropy(data: data_stub.Pretraining) -> float:
+    """The entropy in nats of the learnable characters in the words of a source.
+
+    It is the value of L_cls for guesses by frequency alone, without a look at the image.
+    """
+    source = data.source
+    if isinstance(source, data_stub.Rendered):  # its words are drawn, so look at many of them
+        rng = np.random.default_rng(0)
+        words = (data_stub.draw_word(rng, source.scene, source.split) for _ in range(5000))
+        counts = Counter("".join(words))
+    else:
+        counts = source.characters()
+    weights = [count for char, count in counts.items() if char in data.alphabet.index]
+    return -sum(w * math.log(w / sum(weights)) for w in weights if w) / sum(weights)

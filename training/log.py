@@ -1,0 +1,266 @@
+"""The log of a run: a printed line for each evaluation, log.jsonl for every number, TensorBoard."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data_stub
+import vlpt
+from training.distributed import all_gather_lists, all_reduce, print_rank0, rank
+from training.runs import warn_only, write_file
+
+TERMS = ("char", "contrastive", "scale", "acc", "norm")  # what train_step returns, in this order
+HEADER = (
+    "  pictures   L_cls    L_bc   scale   read | held-out right  other    i2t    t2i  img/s   wait"
+)
+
+
+class NonFinite(FloatingPointError):
+    """The loss of a step or its gradient is infinite or not a number."""
+
+    def __init__(self, samples: int, terms: Mapping[str, float], pictures: str = "") -> None:
+        values = ", ".join(f"{key} {value:.4g}" for key, value in terms.items())
+        super().__init__(
+            f"after {samples:,} pictures a loss or gradient is not finite: {values}{pictures}"
+        )
+        self.samples = samples
+        self.terms = terms
+
+
+@contextmanager
+def name_pictures(data: data_stub.Pretraining, batch: int, shown: int = 8) -> Iterator[None]:
+    """Add to a `NonFinite` of the block which step it was, and which pictures were in its batch."""
+    try:
+        yield
+    except NonFinite as error:
+        keys = range(error.samples - batch, error.samples)
+        names = [data.source.name(data.index(k)) for k in keys[:shown]]
+        if batch > shown:
+            names.append(f"and {batch - shown} more")
+        pictures = (
+            f"; step {error.samples // batch} with the pictures {', '.join(names)}; "
+            "the last checkpoint is intact, and a smaller --lr may help"
+        )
+        raise NonFinite(error.samples, error.terms, pictures) from None
+
+
+class OnTheWay:
+    """Numbers that are being copied from the device, so that nobody waits for them meanwhile."""
+
+    def __init__(self, samples: int, numbers: Tensor) -> None:
+        self.samples = samples
+        self.numbers = numbers.to("cpu", non_blocking=True)  # into pinned memory
+        self.copied: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> dict[str, float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return dict(zip(TERMS, self.numbers.tolist(), strict=True))
+
+
+class Log:
+    """Prints a line for each evaluation and keeps every number.
+
+    Args:
+        chance: L_cls and L_bc of a model that guesses, in nats.
+        entropy: L_cls of guesses by the frequency of characters, in nats.
+        out: the folder for log.jsonl, or None to write nothing.
+        tensorboard: log to out/tensorboard as well.
+        samples: the pictures that a resumed run has seen so far.
+        state: what `state` returned when that run was saved.
+    """
+
+    def __init__(
+        self,
+        chance: tuple[float, float],
+        entropy: float = math.nan,
+        out: Path | None = None,
+        tensorboard: bool = False,
+        samples: int = 0,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        state = state or {}
+        self.chance = chance
+        self.rows: list[dict[str, float]] = []  # one for each step
+        self.evaluations: list[dict[str, float]] = []
+        self.skipped: Counter[str] = Counter(state.get("skipped"))  # by reason
+        self.outside = int(state.get("outside", 0))
+        self.unshared: list[tuple[int, str]] = []  # skipped by this process since `share`
+        self.unshared_outside = 0
+        self.on_the_way: OnTheWay | None = None
+        self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
+        self.num_timed = 0  # steps in `seconds` that the last evaluation's line tells of
+        self.num_averaged = 0  # the same of `rows`
+        self.first_samples = samples
+        self.earlier_seconds = float(state.get("seconds", 0.0))
+        self.path: Path | None = None
+        self.board: Any = None
+        if out is not None and rank() == 0:
+            self.path = out / "log.jsonl"
+            self.read(self.path, samples)
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(out / "tensorboard"), purge_step=samples + 1)
+        print_rank0(HEADER)
+        print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   in nats, by blind guesses")
+        if math.isfinite(entropy):
+            print_rank0(f"{'entropy':>10} {entropy:7.3f}   of the characters, guessed by frequency")
+        self.start = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log, beside log.jsonl."""
+        return {
+            "skipped": dict(self.skipped),
+            "outside": self.outside,
+            "seconds": self.elapsed(),
+        }
+
+    def read(self, path: Path, samples: int) -> None:
+        """Take up log.jsonl up to a checkpoint. What came after it will come again.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
+        kept = []
+        rows_of_kind = {"step": self.rows, "evaluation": self.evaluations}
+        text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+        lines = text.split("\n")[:-1]  # a last line that was cut short is of a later step
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                if entry["samples"] <= samples:
+                    kept.append(line + "\n")
+                    rows = rows_of_kind.get(entry.pop("kind"), [])
+                    rows.append({k: v for k, v in entry.items() if k not in ("img_s", "wait")})
+            except (ValueError, KeyError, TypeError, AttributeError):
+                where = f"{path}:{number}"
+                raise ValueError(
+                    f"{where}: expected a line of this log, got {line[:80]!r}"
+                ) from None
+        self.num_averaged = len(self.rows)
+        write_file(path, "".join(kept).encode())
+
+    def require_evaluation(self, samples: int) -> None:
+        """Raise a ValueError if the log of a run that is done lacks its last evaluation."""
+        last = self.evaluations[-1]["samples"] if self.evaluations else None
+        if self.path is not None and last != samples:
+            raise ValueError(
+                f"{self.path}: expected an evaluation after the last step, got none; "
+                "--resume previous takes the last steps once more, if that checkpoint is there"
+            )
+
+    def write(self, kind: str, entry: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"kind": kind, **entry}) + "\n")
+            except OSError as error:
+                raise OSError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def step(self, samples: int, numbers: Tensor) -> None:
+        """Take the numbers of a step, and log those of the step before, which have arrived.
+
+        Raises:
+            NonFinite: as `flush` does, one step late. No checkpoint was written meanwhile.
+        """
+        self.flush(OnTheWay(samples, numbers))
+
+    def flush(self, following: OnTheWay | None = None) -> None:
+        """Log the numbers of the last step. Call it before a checkpoint is written.
+
+        Raises:
+            NonFinite: one of them is infinite or not a number.
+        """
+        last, self.on_the_way = self.on_the_way, following
+        if last is None:
+            return
+        terms = last.read()
+        if not all(map(math.isfinite, terms.values())):
+            self.on_the_way = None
+            raise NonFinite(last.samples, terms)
+        self.rows.append({"samples": last.samples, **terms})
+        self.write("step", self.rows[-1])
+        if self.board is not None:
+            for key, value in terms.items():
+                self.board.add_scalar(f"train/{key}", value, last.samples)
+
+    def skip(self, samples: int, skipped: list[str], outside: int) -> None:
+        """Take what a batch lacks: pictures that could not be read, words outside of theirs."""
+        self.unshared += [(samples, reason) for reason in skipped]
+        self.unshared_outside += outside
+
+    def share(self) -> None:
+        """Count and log what the batches of all processes lack. Every process has to call it."""
+        for samples, reason in all_gather_lists(self.unshared):
+            self.skipped[reason] += 1
+            self.write("skipped", {"samples": samples, "reason": reason})
+        self.outside += int(all_reduce(torch.tensor(self.unshared_outside)))
+        self.unshared, self.unshared_outside = [], 0
+
+    def wait(self, first: int = 0) -> float:
+        """The share of the time, 0..1, that the steps from `first` on waited for data."""
+        waited, total = np.array(self.seconds[first:]).reshape(-1, 2).sum(axis=0).tolist()
+        return waited / total if total else 0.0
+
+    def elapsed(self) -> float:
+        """Seconds of training, including those before the run was resumed."""
+        return self.earlier_seconds + time.perf_counter() - self.start
+
+    def evaluation(self, samples: int, result: dict[str, float]) -> str:
+        """Log an evaluation and return the line to print, with means since the one before it."""
+        total = sum(seconds for _, seconds in self.seconds)  # without evaluations
+        speed = (samples - self.first_samples) / max(1e-9, total)
+        wait = self.wait(self.num_timed)
+        self.num_timed = len(self.seconds)
+        self.evaluations.append({"samples": samples, **result})
+        self.write("evaluation", {**self.evaluations[-1], "img_s": speed, "wait": wait})
+        if self.board is not None:
+            for key, value in result.items():
+                self.board.add_scalar(f"heldout/{key}", value, samples)
+        recent = self.rows[self.num_averaged :]
+        self.num_averaged = len(self.rows)
+        means = [
+            float(np.mean([row[key] for row in recent])) if recent else math.nan
+            for key in ("char", "contrastive", "scale", "acc")
+        ]
+        line = "{:>10,} {:7.3f} {:7.3f} {:7.2f} {:6.3f} |".format(samples, *means)
+        shares = " ".join(f"{result[key]:6.3f}" for key in ("acc_right", "acc_other", "i2t", "t2i"))
+        return f"{line}{' ' * 9}{shares} {speed:6.0f} {wait:6.2f}"
+
+    def figure(self, samples: int, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
+        """Draw where the model looks, for TensorBoard."""
+        if self.board is not None:
+            with warn_only("draw the attention"):
+                from training.report import attention_figure
+
+                self.board.add_figure("attention", attention_figure(model, heldout), samples)
+
+    def print_skipped(self) -> None:
+        """Tell what the training pictures lacked."""
+        for reason, count in self.skipped.most_common(5):
+            print_rank0(f"skipped {count} times: {reason}")
+        if len(self.skipped) > 5:
+            print_rank0(f"skipped as well: {len(self.skipped) - 5:,} other pictures")
+        if self.outside:
+            print_rank0(f"left out {self.outside:,} times: a word mostly outside of its picture")
+
+
+def check_tensorboard() -> None:
+    """Raise a ValueError if TensorBoard is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise ValueError("--tensorboard: expected `pip install tensorboard`, got none") from None

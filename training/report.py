@@ -1,0 +1,607 @@
+"""Figures of a run: its curves, where the model looks, a page with everything, and two runs.
+
+    plot_losses(path, steps, evaluations, chance)   the curves of one run
+    attention_figure(model, heldout)                which letter looks where, a matplotlib Figure
+    write_report("runs/NAME")                       report.html, one file that needs no network
+    compare(["runs/A", "runs/B"])                   a table to print, and one plot
+
+The last two read nothing but the folder of a run: run.json, log.jsonl, metrics.json, its pictures.
+The user's own matplotlib settings (matplotlibrc) are not used, so figures look the same everywhere.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib.style
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
+from matplotlib.ticker import EngFormatter
+from torch import Tensor
+
+import data_stub
+import vlpt
+from training.log import Log
+from training.options import Parser
+
+Row = Mapping[str, Any]
+COLORS = ("#2f7fc1", "#d9701a", "#2a9d5c", "#b052c0", "#c0395b", "#8a6d3b")  # on white and on black
+
+
+class Panel(NamedTuple):
+    """One of the four plots of a run."""
+
+    title: str
+    unit: str
+    curves: dict[str, str]  # keys of log.jsonl, and what each is
+    chance: str  # how to write the level of chance
+
+
+PANELS = {
+    "char": Panel("masked character, L_cls", "nats", {"char": ""}, "{:.2f}"),
+    "contrastive": Panel("contrastive, L_bc", "nats", {"contrastive": ""}, "2 ln B = {:.2f}"),
+    "acc": Panel(
+        "held out: masked-character accuracy",
+        "share",
+        {"acc_right": "with the correct image", "acc_other": "with another image"},
+        "{:.3f}",
+    ),
+    "retrieval": Panel(
+        "held out: retrieval at 1",
+        "share",
+        {"i2t": "the words of an image", "t2i": "the image of words"},
+        "{:.4f}",
+    ),
+}
+MEANING = {
+    "samples": "training images seen, repetitions included",
+    "acc_right": "masked-character accuracy with the correct image",
+    "acc_other": "the same with another image, so a guess from the other letters",
+    "gain": "the difference: what was read from the image",
+    "i2t": "share of the images whose words are found",
+    "t2i": "share of the words whose image is found",
+    "pictures": "held-out images",
+    "characters": "characters masked in them",
+    "unreadable": "held-out images that cannot be read or are alone in their batch",
+    "skipped": "training images that cannot be read",
+    "img_s": "training images a second",
+    "wait": "share of the training time spent waiting for data",
+    "seconds": "of the whole run",
+}
+PICTURES = {  # files of a run, each with a title and an alternative text
+    "attention.png": ("Which letter looks where", "held-out images under their attention maps"),
+    "sheet.png": ("Images it was trained on", "rendered images with their words outlined"),
+}
+
+
+class Run(NamedTuple):
+    """The folder of a run, as read."""
+
+    folder: Path
+    facts: dict[str, Any]  # run.json
+    steps: list[Row]
+    evaluations: list[Row]
+    others: Counter[str]  # how many log lines of each other kind
+    result: dict[str, Any]  # of metrics.json, or {} for a run that has not ended
+    notes: list[str]  # what is unusual, in words
+
+
+def no_run(folder: Path, file: str) -> ValueError:
+    return ValueError(f"{folder}: expected the folder of a run, got no {file}")
+
+
+def damaged(place: Path | str, error: Exception) -> ValueError:
+    return ValueError(f"{place}: expected what train_min.py writes, got a damaged file ({error!r})")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise no_run(path.parent, path.name) from None
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read the folder of a run.
+
+    Raises:
+        ValueError: it is not one, or a file is damaged; the message names the file and the line.
+    """
+    folder = Path(folder)
+    facts = read_json(folder / "run.json")
+    try:
+        _, _ = map(float, facts["chance"])
+        facts |= {"args": {**facts["args"]}, "config": {**facts["config"]}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder / "run.json", error) from None
+    notes = []
+    result = {}
+    if (folder / "metrics.json").is_file():
+        try:
+            result = {**read_json(folder / "metrics.json")["result"]}
+        except (KeyError, TypeError) as error:
+            raise damaged(folder / "metrics.json", error) from None
+    else:
+        notes.append("has not ended: there is no metrics.json")
+    steps, evaluations, others, log_notes = read_log(folder)
+    return Run(folder, facts, steps, evaluations, others, result, notes + log_notes)
+
+
+def read_log(folder: Path) -> tuple[list[Row], list[Row], Counter[str], list[str]]:
+    """The steps, the evaluations, the number of other lines by kind, and what is unusual."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise no_run(folder, path.name)
+    required = {
+        "step": ("samples", "char", "contrastive"),
+        "evaluation": ("samples", "acc_right", "acc_other", "i2t", "t2i", "pictures"),
+    }
+    kept: dict[str, dict[float, Row]] = {"step": {}, "evaluation": {}}
+    others = Counter[str]()
+    notes = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            kind = row["kind"]
+            if kind not in kept:
+                others[str(kind)] += 1
+                continue
+            if not all(isinstance(row[key], int | float) for key in required[kind]):
+                raise TypeError("not a number")
+            kept[kind][row["samples"]] = row  # steps repeated after a restart replace earlier ones
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
+                raise damaged(f"{path}:{number}", error) from None
+            notes.append(f"line {number} of log.jsonl, its last, was cut short and is left out")
+    steps, evaluations = ([row for _, row in sorted(kept[kind].items())] for kind in kept)
+    return steps, evaluations, others, notes
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over a window around each value, as far as there are values, without NaN."""
+    is_finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(is_finite, values, 0))])
+    counts = np.concatenate([[0.0], np.cumsum(is_finite)])
+    positions = np.arange(len(values))
+    low = (positions - window // 2).clip(0)
+    high = (positions + window // 2 + 1).clip(max=len(values))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((sums[high] - sums[low]) / (counts[high] - counts[low]))
+
+
+def chance_level(run: Run, panel: str) -> float:
+    """What blind guessing reaches in a panel; NaN if that is not known yet."""
+    level = float(run.facts["chance"][panel == "contrastive"])
+    if panel == "acc":
+        return math.exp(-level)
+    if panel == "retrieval":
+        return 1 / max(1, run.evaluations[-1]["pictures"]) if run.evaluations else math.nan
+    return level
+
+
+def draw_panel(axes: Axes, name: str, runs: Sequence[tuple[str, Run]]) -> None:
+    """Draw a panel, in a colour for each run. Noisy curves are drawn pale, and smoothed on top."""
+    panel = PANELS[name]
+    is_noisy = name in ("char", "contrastive")
+    levels: dict[float, str] = {}
+    for (label, run), color in zip(runs, COLORS * len(runs), strict=False):
+        rows = run.steps if is_noisy else run.evaluations
+        x = np.array([row["samples"] for row in rows])
+        for (key, what), style in zip(panel.curves.items(), ("-", "--"), strict=False):
+            y = np.array([row[key] for row in rows])
+            legend = ", ".join(filter(None, (label, what)))
+            if is_noisy:
+                thin = slice(None, None, max(1, len(x) // 1500))
+                smoothed = smooth(y, max(1, len(x) // 40))
+                axes.plot(x[thin], y[thin], color=color, alpha=0.3, linewidth=0.7)
+                axes.plot(x[thin], smoothed[thin], color=color, label=legend)
+            else:
+                axes.plot(x, y, "o" + style, color=color, label=legend, markersize=4)
+        level = chance_level(run, name)
+        if math.isfinite(level):
+            levels[level] = color
+    for k, (level, color) in enumerate(levels.items()):
+        color = color if len(levels) > 1 else "#767676"
+        is_below = name == "acc" and level > 0.05  # there the curves run just above the line
+        axes.axhline(level, color=color, linestyle=":")
+        axes.annotate(
+            "chance, " + panel.chance.format(level),
+            xy=(0.99 - 0.3 * k, level),
+            xycoords=axes.get_yaxis_transform(),  # x in shares of the axes, y in its own unit
+            xytext=(0, -2 if is_below else 2),
+            textcoords="offset points",
+            ha="right",
+            va="top" if is_below else "bottom",
+            fontsize=9,
+            c=color,
+        )
+    top = 1 if name == "acc" else None
+    axes.set(xlabel="training images", ylabel=panel.unit, title=panel.title, ylim=(0, top))
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+@cache
+def glyphs(path: str) -> frozenset[int]:
+    """The code points that a font file can show."""
+    with suppress(ValueError, OSError, RuntimeError):
+        return frozenset(get_font(path).get_charmap())
+    return frozenset()
+
+
+def find_fonts(text: str) -> tuple[list[str], set[str]]:
+    """Fonts of this machine that show a text, and those of its characters that none of them has."""
+    regular = {"style": "normal", "variant": "normal", "weight": 400}
+    files = {
+        font.name: font.fname
+        for font in fontManager.ttflist
+        if all(getattr(font, key) == value for key, value in regular.items())
+        and not re.match("cm|STIX|Last Resort", font.name)  # their letters have other codes
+    }
+    fonts = ["DejaVu Sans"]  # matplotlib's own
+    missing = {ord(c) for c in text if c.isprintable()} - glyphs(files.get(fonts[0], ""))
+    while missing:
+        best = max(sorted(files), key=lambda name: len(missing & glyphs(files[name])))
+        if not missing & glyphs(files[best]):
+            break
+        fonts.append(best)
+        missing -= glyphs(files[best])
+    return fonts, {c for c in text if ord(c) in missing or not c.isprintable()}
+
+
+def spell_out(text: str, missing: set[str]) -> str:
+    """A text in which characters that no font has are written as their code points."""
+    return "".join(f" U+{ord(c):04X} " if c in missing else c for c in text).strip()
+
+
+def plot_curves(runs: Sequence[tuple[str, Run]], panels: Sequence[str] = tuple(PANELS)) -> Figure:
+    """Draw panels of curves. Long names are shortened in the legend."""
+    fonts, missing = find_fonts("".join(name for name, _ in runs))
+    labels = [name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}" for name, _ in runs]
+    labels = [spell_out(name, missing).replace("$", r"\$") for name in labels]
+    # matplotlib leaves labels that begin with "_" out of legends.
+    labels = [f" {name}" if name.startswith("_") else name for name in labels]
+    named = [(label, run) for label, (_, run) in zip(labels, runs, strict=True)]
+    rows, columns = (2, 2) if len(panels) > 1 else (1, 1)
+    with matplotlib.rc_context({"font.family": fonts}):
+        figure = Figure(figsize=(5.5 * columns, 3.75 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=True):
+            draw_panel(axes, panel, named)
+    return figure
+
+
+@matplotlib.style.context("default")
+def plot_losses(
+    path: str | Path, steps: Sequence[Row], evaluations: Sequence[Row], chance: tuple[float, float]
+) -> None:
+    """Losses, characters read and retrieval, with the levels of chance."""
+    run = Run(Path(), {"chance": chance}, list(steps), list(evaluations), Counter(), {}, [])
+    plot_curves([("", run)]).savefig(path, dpi=110)
+
+
+def caption(word: str, j: int, guess: str, missing: set[str]) -> tuple[str, str]:
+    """What is hidden and what is read there, in words and as a colour."""
+    before = "…" * (j > 4) + word[max(0, j - 4) : j]
+    after = word[j + 1 : j + 5] + "…" * (len(word) > j + 5)
+    shown = f"{before}_{after}"
+    if missing & set(word):
+        shown = f"{j + 1} of {len(word)}, {spell_out(word[j], missing)}"
+    mark, color = ("✓", "#1a7f37") if guess == word[j] else ("✗", "#c0241c")
+    return f"{shown}\nread {spell_out(guess, missing) or 'nothing'} {mark}", color
+
+
+@torch.no_grad()
+def look(
+    model: vlpt.VLPT, pixels: Tensor, ids: Tensor, positions: list[int]
+) -> tuple[list[int], list[Tensor]]:
+    """Hide each of these characters of an image's first word, one at a time.
+
+    Returns:
+        The id that is read at each position; and the attention maps of the image feature and of
+        each hidden character, or none if the model has no decoder.
+    """
+    device = model.logit_scale.device
+    copies = range(len(positions))
+    hidden = ids.repeat(len(positions), 1, 1).to(device)  # copy n hides the character n
+    hidden[copies, positions, 0] = vlpt.MASK
+    images = vlpt.normalize(pixels.expand(len(positions), -1, -1, -1).to(device))
+    guesses = model(images, hidden).logits[copies, positions, 0].argmax(dim=-1).tolist()
+    if model.decoder is None:
+        return guesses, []
+    pooled, maps = model.attention_maps(images, hidden)
+    return guesses, [pooled[0], *maps[copies, positions, 0]]
+
+
+@matplotlib.style.context("default")
+def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6) -> Figure:
+    """Which letter looks where: a row a picture, a column for each hidden character of its word."""
+    items = (heldout[k] for k in range(min(4 * pictures, len(heldout.indices))))
+    chosen = list(islice((item[:2] for item in items if not isinstance(item, str)), pictures))
+    if not chosen:
+        raise ValueError("no held-out picture can be read")
+    alphabet = heldout.alphabet
+    fonts, missing = find_fonts(alphabet.chars)
+    known = [(ids[:, 0] > vlpt.UNK).nonzero().flatten()[:8].tolist() for _, ids in chosen]
+    columns = 2 + max(map(len, known))
+    size = (max(1.7 * columns, 7), 2.2 * len(chosen) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(chosen), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])  # or the layout measures them all, though they are hidden
+        axes.axis("off")
+    was_training = model.training
+    model.eval()
+    try:
+        looks = [look(model, *picture, where) for picture, where in zip(chosen, known, strict=True)]
+    finally:
+        model.train(was_training)
+    for row, (pixels, ids), positions, (guesses, maps) in zip(
+        grid, chosen, known, looks, strict=True
+    ):
+        word = alphabet.decode(ids)[0]
+        title = spell_out(word[:12], missing) + "…" * (len(word) > 12)
+        captions = [(title, "black"), ("image feature", "black")]
+        for j, guess in zip(positions, guesses, strict=True):
+            guessed = alphabet.decode(torch.tensor([[guess]]))[0]
+            captions.append(caption(word, j, guessed, missing))
+        heats: list[Tensor | None] = [None, *maps]
+        heats += [None] * (len(captions) - len(heats))
+        for axes, heat, (title, color) in zip(row, heats, captions, strict=False):
+            axes.set_title(title, color=color, parse_math=False, fontsize=11, fontfamily=fonts)
+            draw_heat(axes, pixels, heat)
+    about = "held-out images (no decoder, so no attention)"
+    if model.decoder is not None:
+        about = "held-out images; where the image feature looks; then one character hidden (_),"
+        about += "\nwhat is read there, and where it was looked for (bright = more attention)"
+    figure.suptitle(about, fontsize=11)
+    shrink_titles(figure, grid)
+    return figure
+
+
+def draw_heat(axes: Axes, pixels: Tensor, heat: Tensor | None) -> None:
+    """Show an image (3, H, W), in grey under a map (h, w) if there is one."""
+    image = pixels.permute(1, 2, 0).numpy()
+    if heat is None:
+        axes.imshow(image)
+        return
+    level = heat.float().cpu().numpy() / heat.max().item()
+    height, width = pixels.shape[1:]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(image.mean(2) * 0.7, "gray", vmin=0, vmax=255)
+    axes.imshow(level, "inferno", alpha=0.6 * level, interpolation="bilinear", extent=extent)
+
+
+def shrink_titles(figure: Figure, grid: np.ndarray) -> None:
+    """Make titles smaller that would run into each other."""
+    figure.draw_without_rendering()
+    for axes in grid.flat:
+        share = axes.title.get_window_extent().width / axes.get_window_extent().width
+        axes.title.set_fontsize(11 / max(1.0, 1.06 * share))
+
+
+@matplotlib.style.context("default")
+def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
+    attention_figure(model, heldout).savefig(path, dpi=110)
+
+
+def draw_all(out: Path, model: vlpt.VLPT, heldout: data_stub.Pretraining, log: Log) -> None:
+    """Leave loss.png, attention.png and report.html in the folder of a run that has ended."""
+    plot_losses(out / "loss.png", log.rows, log.evaluations, log.chance)
+    plot_attention(out / "attention.png", model, heldout)
+    write_report(out)
+
+
+# ---- The page ----------------------------------------------------------------------------------
+
+
+def format_value(value: object) -> str:
+    """A number or a setting in few characters, all of them printable."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.3g}"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    text = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in text)
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text):,} characters)"
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The options of a run, then what else may make two runs differ."""
+    flat = {f"--{key.replace('_', '-')}": value for key, value in run.facts["args"].items()}
+    for part in ("config", "data", "versions"):
+        flat |= {f"{part}: {key}": value for key, value in run.facts.get(part, {}).items()}
+    for key in ("commit", "device", "processes", "parameters"):
+        flat[key] = run.facts.get(key)
+    return flat
+
+
+def inline(kind: str, content: bytes) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def panel_pictures(run: Run, name: str) -> dict[str, str]:
+    """A panel of curves in light and in dark, with its first and last numbers as the text."""
+    panel = PANELS[name]
+    alt = panel.title
+    rows = run.steps if name in panel.curves else run.evaluations
+    for key, what in panel.curves.items():
+        if rows:
+            first, last = (format_value(float(row[key])) for row in (rows[0], rows[-1]))
+            alt += f"; {what} from {first} to {last}"
+    pictures = {"alt": alt}
+    for shade, style in (("light", ["default"]), ("dark", ["default", "dark_background"])):
+        with matplotlib.style.context(style), io.BytesIO() as file:
+            plot_curves([("", run)], [name]).savefig(file, format="svg", transparent=True)
+            pictures[shade] = inline("svg+xml", file.getvalue())
+    return pictures
+
+
+def command(facts: Mapping[str, Any]) -> str:
+    """The command line that repeats a run, an option a line."""
+    processes = facts.get("processes", 1)
+    words = ["python" if processes == 1 else f"torchrun --nproc-per-node {processes}"]
+    words[0] += " train_min.py"
+    for key, value in facts["args"].items():
+        option = f"--{key.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            space = "=" if str(value).startswith("-") else " "
+            words.append(f"{option}{space}{shlex.quote(str(value))}")
+    return " \\\n    ".join(words)
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html into the folder of a run, whole or not at all. It needs no other file."""
+    run = read_run(folder)
+    facts = run.facts
+    last = {k: v for row in run.evaluations[-1:] for k, v in row.items() if k != "kind"}
+    result = run.result or last
+    notes = list(run.notes)
+    if run.others:
+        notes.append("also in the log: " + ", ".join(f"{n} {k}" for k, n in run.others.items()))
+    about = [format_value(facts["device"])] if facts.get("device") else []
+    about += [f"{facts['parameters']:,} parameters"] if facts.get("parameters") else []
+    about += [f"{key} {value}" for key, value in facts.get("versions", {}).items()]
+    pictures = []
+    for file, (title, alt) in PICTURES.items():
+        with suppress(FileNotFoundError):
+            source = inline("png", (run.folder / file).read_bytes())
+            pictures.append({"title": title, "alt": alt, "source": source})
+    columns = ["samples", *(key for key in last if key != "samples")]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["show"] = format_value
+    page = environment.get_template("report.html.jinja").render(
+        name=facts["args"].get("name", run.folder.name),
+        about=", ".join(about),
+        notes=notes,
+        headline=[
+            (result[k], MEANING[k]) for k in ("acc_right", "acc_other", "gain") if k in result
+        ],
+        result=[(key, value, MEANING.get(key, "")) for key, value in result.items()],
+        curves=[panel_pictures(run, name) for name in PANELS],
+        columns=columns,
+        evaluations=[[row.get(key, "") for key in columns] for row in run.evaluations],
+        pictures=pictures,
+        command=command(facts),
+        settings=[(key, value) for key, value in settings(run).items() if value is not None],
+    )
+    path = run.folder / "report.html"
+    vlpt.write_atomically(path, page.encode())
+    return path
+
+
+# ---- Comparing runs ----------------------------------------------------------------------------
+
+
+@matplotlib.style.context("default")
+def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png") -> str:
+    """Draw two or more runs into one plot, and return a table of what differs.
+
+    Raises:
+        ValueError: there are fewer than two runs, or one is twice or cannot be read.
+        OSError: the plot cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    places = [run.folder.resolve() for run in runs]
+    if len({*places}) < max(2, len(places)):
+        raise ValueError(
+            f"compare: expected two or more different runs, got {', '.join(map(str, folders))}"
+        )
+    names = [place.name for place in places]
+    if len({*names}) < len(names):
+        above = os.path.commonpath([place.parent for place in places])
+        names = [str(place.relative_to(above)) for place in places]
+    plot_curves(list(zip(names, runs, strict=True))).savefig(out, dpi=110)
+    table = [["", *names, *(f"{name} - {names[0]}" for name in names[1:])]]
+    table += different_settings(runs, names) or [["the same options"]]
+    table += [[], *last_results(runs)]
+    notes = [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes]
+    return "\n".join([*align(table), *notes, f"wrote {out}"])
+
+
+def different_settings(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
+    """A row for each setting that is not the same in all runs."""
+    rows = []
+    each = [settings(run) for run in runs]
+    for key in dict.fromkeys(key for one in each for key in one):
+        values = [one.get(key) for one in each]
+        if key != "--name" and any(value != values[0] for value in values):
+            rows.append([key, *map(format_value, values)])
+    return rows
+
+
+def last_results(runs: Sequence[Run]) -> list[list[str]]:
+    """A row for each number of the last evaluations, with the differences from the first run."""
+    table = []
+    rows = [run.evaluations[-1] if run.evaluations else {} for run in runs]
+    others = [key for row in rows for key in row if key != "kind"]
+    for key in dict.fromkeys([*MEANING, *others]):
+        values: list[Any] = [row.get(key) for row in rows]
+        if values == [None] * len(rows):
+            continue
+        differences = []
+        for value in values[1:]:
+            are_numbers = isinstance(values[0], int | float) and isinstance(value, int | float)
+            differences.append(value - values[0] if are_numbers else None)
+        table.append([key, *map(format_value, values), *map(format_value, differences)])
+    return table
+
+
+def align(table: Sequence[Sequence[str]], width: int = 40) -> list[str]:
+    """Lines of a table in right-aligned columns. Longer cells are cut."""
+    cut = [
+        [cell if len(cell) <= width else cell[: width - 1] + "…" for cell in row] for row in table
+    ]
+    columns = range(max(map(len, cut)))
+    widths = [max(len(row[k]) for row in cut if k < len(row)) for k in columns]
+    lines = []
+    for row in cut:
+        cells = [f"{cell:>{size}}" for cell, size in zip(row, widths, strict=False)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `train_min.py compare`.
+
+    Raises:
+        ValueError, OSError: as `compare` does.
+    """
+    parser = Parser("train_min.py compare", description="Compare runs in a table and in one plot.")
+    parser.add_argument("runs", nargs="+", metavar="runs/NAME", help="folders of two or more runs")
+    parser.add_argument("--out", default="runs/compare.png", help="the plot (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if Path(args.out).suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out: expected a name ending in .png, .svg or .pdf, got {args.out!r}")
+    print(compare(args.runs, args.out))

@@ -1,0 +1,328 @@
+"""What keeps a run alive: its folder, run.json, checkpoints, resuming, signals, error messages."""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torchvision
+
+import vlpt
+from training.distributed import print_rank0, rank, world_size
+
+FILES = (
+    "run.json",
+    "log.jsonl",
+    "checkpoint.pt",
+    "checkpoint.previous.pt",
+    "metrics.json",
+    "backbone.safetensors",
+    "loss.png",
+    "attention.png",
+    "report.html",
+)
+OF_THIS_CALL = ("resume", "overwrite")  # options that do not belong to the run
+MAY_CHANGE = ("name", "workers", "device", "tensorboard", *OF_THIS_CALL)  # with --resume
+
+# ---- The folder and run.json -------------------------------------------------------------------
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. If that fails, the error says what became of the old one.
+
+    Raises:
+        OSError: the disk is full, for example.
+    """
+    try:
+        vlpt.write_atomically(path, content)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}; what was there before is intact"
+        raise OSError(message) from None
+
+
+def open_folder(args: argparse.Namespace) -> Path:
+    """Return runs/NAME, ready for a new run or for going on. Only --overwrite replaces files.
+
+    Raises:
+        ValueError: there is something in the folder, and the options do not say what to do.
+    """
+    out = Path("runs") / args.name
+    if rank() == 0 and not args.resume:
+        if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(
+                f"{out}: expected a new folder, got one that exists; "
+                "use --resume, --overwrite or another --name"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    return out
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that belong to the run, and not to this call alone."""
+    return {key: value for key, value in vars(args).items() if key not in OF_THIS_CALL}
+
+
+def write_run(
+    out: Path, args: argparse.Namespace, config: vlpt.Config, facts: dict[str, Any]
+) -> None:
+    """Write run.json: everything that a run depends on.
+
+    Args:
+        facts: more of it, such as the device and what the data hold.
+    """
+    if rank() > 0:
+        return
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "vlpt": vlpt.__version__,
+    }
+    content = {
+        "args": options_of(args),
+        "config": dataclasses.asdict(config),
+        "versions": versions,
+        "commit": git_commit(),
+        "processes": world_size(),
+        **facts,
+    }
+    write_file(out / "run.json", json.dumps(content, indent=1).encode())
+
+
+def git_commit() -> str | None:
+    folder = str(Path(vlpt.__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read run.json of a run.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        return {"args": dict(facts["args"]), "processes": int(facts["processes"])}
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: expected the folder of a run, got no run.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected what train_min.py writes, got a damaged file") from None
+
+
+# ---- Resuming ----------------------------------------------------------------------------------
+
+
+def resume_options(
+    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace
+) -> argparse.Namespace:
+    """Fill in the options that a run was started with, so that --resume need not repeat them.
+
+    Args:
+        args: what the parser made of argv.
+    Raises:
+        ValueError: there is no such run, or an option contradicts it; the message names each.
+    """
+    unset = object()  # argparse sets a default only where there is no value yet
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
+    given = {key: value for key, value in given.items() if value is not unset}
+    earlier = read_run(Path("runs") / args.name)["args"]
+    contradictions = []
+    for key in sorted(given.keys() & earlier.keys() - set(MAY_CHANGE)):
+        if given[key] != earlier[key]:
+            expected = "no such option" if earlier[key] is None else f"{earlier[key]!r}"
+            option = f"--{key.replace('_', '-')}"
+            contradictions.append(f"{option}: expected {expected} as before, got {given[key]!r}")
+    if contradictions:
+        raise ValueError("--resume: other options than before: " + "; ".join(contradictions))
+    return argparse.Namespace(**(vars(args) | earlier | given | {"name": args.name}))
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """Raise a ValueError if these processes cannot run with the options, or go on with the run."""
+    if args.resume:
+        expected = read_run(Path("runs") / args.name)["processes"]
+        if expected != world_size():  # each process draws masks of its own
+            raise ValueError(f"processes: expected {expected} as before, got {world_size()}")
+    if args.batch % world_size():
+        raise ValueError(
+            f"--batch: expected a multiple of the {world_size()} processes, got {args.batch}"
+        )
+
+
+# ---- Checkpoints -------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    out: Path,
+    model: vlpt.VLPT,
+    optimizer: torch.optim.Optimizer,
+    args: argparse.Namespace,
+    step: int,
+    log_state: dict[str, Any],
+) -> None:
+    """Write weights, optimiser and settings to checkpoint.pt, and keep the checkpoint before it.
+
+    At every moment there is at least one whole checkpoint, whatever happens while it is written.
+    """
+    if rank() == 0:
+        checkpoint = {
+            "state_dict": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "config": dataclasses.asdict(model.config),
+            "args": options_of(args),
+            "step": step,
+            "log": log_state,
+        }
+        buffer = io.BytesIO()  # torch writes to memory only, since it does not survive a full disk
+        torch.save(checkpoint, buffer)
+        path, new = out / "checkpoint.pt", out / "checkpoint.new.pt"
+        try:
+            vlpt.write_atomically(new, buffer.getvalue())
+        except OSError as error:
+            message = f"cannot write {path}: {error.strerror}; what was there before is intact"
+            raise OSError(message) from None
+        if args.resume != "previous" and path.exists():  # else path is damaged, and previous good
+            path.replace(out / "checkpoint.previous.pt")
+        new.replace(path)
+        args.resume = args.resume and "last"  # from now on checkpoint.pt is good
+    if dist.is_initialized():
+        dist.barrier()  # until it is written: torchrun ends all processes when one has ended
+
+
+def restore(
+    out: Path, which: str, model: vlpt.VLPT, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Fill the model and the optimiser from a checkpoint.
+
+    Args:
+        which: "last" or "previous".
+    Returns:
+        The checkpoint's step and state of the log; 0 and {} if the run was stopped before its
+        first checkpoint.
+    Raises:
+        ValueError: it is damaged or of another model. The message offers the one before it.
+    """
+    path, other = out / "checkpoint.pt", out / "checkpoint.previous.pt"
+    if which == "previous" or (other.exists() and not path.exists()):  # killed between two renames
+        path, other = other, path
+    elif not path.exists():
+        return 0, {}
+    try:
+        checkpoint = vlpt.read_checkpoint(path)
+        if not isinstance(checkpoint.get("step"), int) or "log" not in checkpoint:
+            raise ValueError(f"{path}: expected a checkpoint of train_min.py, got another file")
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            same_config = checkpoint["config"] == dataclasses.asdict(model.config)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            same_config = False
+        if not same_config:
+            raise ValueError(f"{path}: expected this run's model, got another one")
+    except ValueError as error:
+        offer = "; the one before it: --resume previous"
+        has_other = which == "last" and other.exists()
+        raise ValueError(f"{error}{offer if has_other else ''}") from None
+    return checkpoint["step"], dict(checkpoint["log"])
+
+
+# ---- Signals and errors ------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """A signal asked the run to end, and it has saved itself.
+
+    Args:
+        caught: the signals of `catch_signals`; empty if another process caught one.
+        done: how far the run has come.
+    """
+
+    def __init__(self, caught: list[int], done: str) -> None:
+        super().__init__(f"stopped after {done}")
+        self.number = caught[0] if caught else signal.SIGTERM
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list. The first one is only noted; a second one kills.
+
+    With several processes a second one is noted as well, since a launcher may repeat a signal,
+    and kills them itself in the end.
+    """
+    caught: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        is_alone = world_size() == 1
+        if caught and is_alone:
+            os._exit(128 + number)
+        if not caught:
+            hint = "; once more to stop at once" if is_alone else ""
+            print(f"stopping after this step{hint}", file=sys.stderr)
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def warn_only(action: str) -> Iterator[None]:
+    """Turn any error of the block into a warning. For what a run can do without, like figures."""
+    try:
+        yield
+    except Exception as error:
+        print_rank0(f"warning: could not {action}: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """End the program with one line and the right status for every error that a user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of pictures may be in any script
+            stream.reconfigure(errors="backslashreplace")
+    place = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        advice = "use a smaller --batch, --accumulate K or --recompute"
+        sys.exit(f"{program}: {place}error: the memory of the GPU is full; {advice}")
+    except (FloatingPointError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"{program}: {place}error: {error}")
+    except RuntimeError as error:
+        message = str(error).split("\n")[0].strip().rstrip(".")
+        if message.startswith("DataLoader worker"):
+            advice = "--resume goes on from the last checkpoint"
+        elif "can't allocate memory" in message:  # what torch says on a CPU
+            advice = "use a smaller --batch, --accumulate K or --recompute"
+        else:
+            raise
+        sys.exit(f"{program}: {place}error: {message}; {advice}")
+    except Stopped as stop:
+        print(f"{program}: {place}{stop}", file=sys.stderr)
+        sys.exit(128 + stop.number)
+    except KeyboardInterrupt:
+        print(f"{program}: {place}stopped, not while training", file=sys.stderr)
+        sys.exit(130)
