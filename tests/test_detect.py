@@ -615,7 +615,7 @@ class TestCache:
         (make_icdar(tmp_path) / "ch4_training_images/img_1.jpg").write_bytes(b"no picture")
         source = self.read(tmp_path, 1.0)
         assert source[1].image.size == (96, 64)
-        with pytest.raises(ValueError, match="img_1.jpg"):
+        with pytest.raises(ValueError, match=r"img_1\.jpg"):
             source[0]
 
     def test_the_command_trains_the_same_detector_with_it(self, tmp_path, monkeypatch, capsys):

@@ -70,14 +70,15 @@ def draw_photographs(root: Path) -> Path:
     labels = root / "ch4_training_localization_transcription_gt"
     images.mkdir()
     labels.mkdir()
-    for number in (*range(1, 7), 701, 702, 801, 802):
-        sample = data_stub.render(0, number, 96)
-        Image.fromarray(sample.image).save(images / f"img_{number}.jpg")
+    for index in (*range(1, 7), 701, 702, 801, 802):
+        sample = data_stub.render(0, index, 96)
+        Image.fromarray(sample.image).save(images / f"img_{index}.jpg")
+        assert sample.quads is not None
         lines = [
             ",".join(map(str, np.rint(quad).astype(int).ravel())) + f",{word}\n"
             for quad, word in zip(sample.quads, sample.words, strict=True)
         ]
-        (labels / f"gt_img_{number}.txt").write_text("".join(lines), encoding="utf-8")
+        (labels / f"gt_img_{index}.txt").write_text("".join(lines), encoding="utf-8")
     return root
 
 

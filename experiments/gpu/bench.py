@@ -122,7 +122,8 @@ def measure_loader(spec: str, sizes: Sizes, device: torch.device) -> Result:
     torch.manual_seed(0)
     model = vlpt.VLPT(config).to(device).to(memory_format=torch.channels_last)
     masked_only, optimizer = vlpt.MaskedOnly(model), train_min.make_optimizer(model, 1e-4, 0.1)
-    batches = data.training_batches(training_set, batch, 1, args.samples // batch, workers)
+    steps = args.samples // batch
+    batches = data.training_batches(training_set, batch, 1, steps, workers)
     waited, counted = 0.0, 0
     first = asked = 0.0
     for turn, loaded in enumerate(batches):
@@ -136,7 +137,6 @@ def measure_loader(spec: str, sizes: Sizes, device: torch.device) -> Result:
         asked = clock_on_the_wall(device)
         if asked - first > sizes.loader_seconds:
             break
-    batches.close()
     total = asked - first
     return {"pictures_s": counted / total, "wait": waited / total, "workers": workers}
 

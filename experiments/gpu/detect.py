@@ -9,8 +9,10 @@ them, for both arms alike; arms with fewer photographs take them from img_1 .. i
 import json
 import multiprocessing
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -64,20 +66,13 @@ class Arm:
 
 def list_pairs(sizes: Sizes) -> list[list[Arm]]:
     """What is trained, in this order. Each entry is a pair, or an arm that has none."""
-
-    def pair(photographs: int, crops: int, seed: int) -> list[Arm]:
-        lr = sizes.detector_lr
-        return [Arm(photographs, crops, seed, lr, is_pretrained) for is_pretrained in (False, True)]
-
-    many, few = sizes.photographs, sizes.few_photographs
-    pairs = [pair(many, sizes.crops, seed) for seed in sizes.seeds]
-    pairs += [pair(many, sizes.many_crops, 0)]
-    pairs += [pair(few, sizes.crops, seed) for seed in sizes.seeds]
-    pairs += [pair(few, sizes.many_crops, 0)]
-    if len(sizes.seeds) > 1:
-        pairs += [pair(many, sizes.many_crops, 1), pair(few, sizes.many_crops, 1)]
-    pairs += [[Arm(many, sizes.crops, 0, lr, False)] for lr in sizes.other_lrs]
-    return pairs
+    pairs = [
+        [Arm(photographs, crops, seed, sizes.detector_lr, start) for start in (False, True)]
+        for photographs, crops, seeds in sizes.arms
+        for seed in seeds
+    ]
+    photographs, crops, seeds = sizes.arms[0]
+    return pairs + [[Arm(photographs, crops, seeds[0], lr, False)] for lr in sizes.other_lrs]
 
 
 # ---- The processes -----------------------------------------------------------------------------
@@ -199,7 +194,8 @@ def run_arm(
     """Train and score a detector in a process of its own, and leave its result or its error."""
     torch.set_num_threads(workers)
     try:
-        found = train_and_score(arm, sizes, photographs, out, workers, device)
+        with redirect_stdout(sys.stderr):  # lines of JSON alone go to standard output
+            found = train_and_score(arm, sizes, photographs, out, workers, device)
     except Exception as error:
         found = {"error": describe(error)}
     vlpt.write_atomically(path, json.dumps(found).encode())
@@ -225,16 +221,9 @@ def train_and_score(
     is_all = arm.photographs > len(early)
     chosen: CheckedSource = whole if is_all else Subset(whole, early)
     subset = min(arm.photographs, len(chosen))
-    crops = VariedCrops(
-        CachedSource(chosen, CACHE_GB, workers) if subset == len(chosen) else chosen,
-        config,
-        sizes.crop,
-        arm.seed,
-        subset,
-    )
-    if subset < len(chosen):  # keep the few that are used
-        few = CachedSource(Subset(chosen, crops.indices.tolist()), CACHE_GB, workers)
-        crops.source, crops.indices = few, np.arange(subset)
+    order = np.random.default_rng([arm.seed, 1]).permutation(len(chosen))
+    few = CachedSource(Subset(chosen, order[:subset].tolist()), CACHE_GB, workers)
+    crops = VariedCrops(few, config, sizes.crop, arm.seed)
     losses = train_detector(
         model,
         crops,

@@ -1,4 +1,4 @@
-"""What the parts of the programme share: sizes, results that are kept, and the time that is left."""
+"""What the parts of the programme share: sizes, results that are kept, the time that is left."""
 
 import gc
 import json
@@ -17,6 +17,10 @@ import vlpt
 
 Result = dict[str, Any]
 
+# The published model, at another image size or with another backbone.
+CHECK_CONFIG = vlpt.Config(image_size=256)
+PRETRAIN_CONFIG = vlpt.Config(image_size=192, backbone="resnet18")
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -24,7 +28,7 @@ class Sizes:
 
     # check and bench
     preset: str = "oclip_rn50"  # of train_min.py
-    check_config: vlpt.Config = vlpt.Config(image_size=256)
+    check_config: vlpt.Config = CHECK_CONFIG
     batches: tuple[int, ...] = (64, 128, 256)
     small_batch: int = 64  # of the preset "tiny"
     warmup_steps: int = 3
@@ -33,7 +37,7 @@ class Sizes:
     loader_size: int = 512
 
     # pre-training
-    config: vlpt.Config = vlpt.Config(backbone="resnet18", image_size=192)
+    config: vlpt.Config = PRETRAIN_CONFIG
     batch: int = 256
     lr: float = 1e-3
     warmup: int = 200  # steps
@@ -47,15 +51,18 @@ class Sizes:
     heldout: int = 2048
 
     # the detector
-    photographs: int = 800
-    few_photographs: int = 100
-    crops: int = 4000
-    many_crops: int = 16_000
-    seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[tuple[int, int, tuple[int, ...]], ...] = (  # photographs, crops, seeds
+        (800, 4_000, (0, 1, 2)),
+        (800, 16_000, (0,)),
+        (100, 4_000, (0, 1, 2)),
+        (100, 16_000, (0,)),
+        (800, 16_000, (1,)),
+        (100, 16_000, (1,)),
+    )
     crop: int = 512
     detector_batch: int = 8
     detector_lr: float = 1e-3
-    other_lrs: tuple[float, ...] = (3e-4, 3e-3)
+    other_lrs: tuple[float, ...] = (3e-4, 3e-3)  # of the first arm without pre-training
     width: int = 64
     long_side: int = 1280
     scored: int = 200  # photographs of each half that is scored, at most
@@ -86,11 +93,7 @@ REHEARSAL = Sizes(
     look_every=1,
     pool=32,
     heldout=16,
-    photographs=8,
-    few_photographs=4,
-    crops=8,
-    many_crops=16,
-    seeds=(0,),
+    arms=((8, 8, (0,)), (4, 8, (0,))),
     crop=64,
     detector_batch=4,
     other_lrs=(3e-4,),
