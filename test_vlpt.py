@@ -313,12 +313,12 @@ def cross_entropy_by_hand(logits: list[float], target: int) -> float:
     return largest + math.log(sum(math.exp(v - largest) for v in logits)) - logits[target]
 
 
-def contrastive_loss_by_hand(image: list, text: list, logit_scale: float, has_words: list) -> float:
+def contrastive_loss_by_hand(image: list, text: list, logit_scale: float, is_pair: list) -> float:
     def cosine(x: list, y: list) -> float:
         return sum(a * b for a, b in zip(x, y, strict=True)) / math.hypot(*x) / math.hypot(*y)
 
     scale = min(math.exp(logit_scale), 100.0)
-    pairs = [(i, t) for i, t, counts in zip(image, text, has_words, strict=True) if counts]
+    pairs = [(i, t) for i, t, counts in zip(image, text, is_pair, strict=True) if counts]
     total = 0.0
     for k, (image_k, text_k) in enumerate(pairs):
         total += cross_entropy_by_hand([scale * cosine(image_k, t) for _, t in pairs], k)
@@ -928,11 +928,11 @@ class TestStep7Contrastive:
     @given(pair=feature_pairs(), logit_scale=st.floats(-1, 6), data=st.data())
     def test_is_the_sum_of_both_cross_entropies(self, pair, logit_scale, data):
         image, text = pair
-        has_words = data.draw(st.lists(st.booleans(), min_size=len(image), max_size=len(image)))
+        is_pair = data.draw(st.lists(st.booleans(), min_size=len(image), max_size=len(image)))
         loss = vlpt.contrastive_loss(
-            image, text, torch.tensor(logit_scale, dtype=torch.float64), torch.tensor(has_words)
+            image, text, torch.tensor(logit_scale, dtype=torch.float64), torch.tensor(is_pair)
         )
-        expected = contrastive_loss_by_hand(image.tolist(), text.tolist(), logit_scale, has_words)
+        expected = contrastive_loss_by_hand(image.tolist(), text.tolist(), logit_scale, is_pair)
         assert_equal(loss, expected)
 
     @given(pair=feature_pairs())
@@ -986,10 +986,10 @@ class TestStep7Contrastive:
         B, D = image.shape
         more_images = torch.cat([image, randn(seed, 2, D)])
         more_texts = torch.cat([text, torch.full((2, D), padding)])
-        has_words = torch.arange(B + 2) < B
+        is_pair = torch.arange(B + 2) < B
         losses = [
             vlpt.contrastive_loss(image, text, self.scale),
-            vlpt.contrastive_loss(more_images, more_texts, self.scale, has_words),
+            vlpt.contrastive_loss(more_images, more_texts, self.scale, is_pair),
         ]
         assert_equal(*losses)
         assert_same_gradients(losses, [image, text])
@@ -1030,7 +1030,7 @@ class TestStep8Total:
             output.image.tolist(),
             output.text.tolist(),
             output.logit_scale.item(),
-            has_words=[any(map(is_known, words)) for words in batch],
+            is_pair=[any(map(is_known, words)) for words in batch],
         )
         assert_equal(vlpt.total_loss(output, targets), char + contrastive)
         assert_equal(vlpt.total_loss(output, targets, contrastive=False), char)
@@ -1169,6 +1169,11 @@ class TestStep9Export:
             tensors = vlpt.read_tensors(source, "visual.attnpool.")
             assert tensors.keys() == (pool.keys() if prefix else set())
             assert all(torch.equal(value, pool[key]) for key, value in tensors.items())
+
+    def test_torchvisions_own_checkpoint_gives_its_backbone(self):
+        theirs = torchvision.models.resnet18(weights=None).state_dict()
+        loaded = vlpt.load_backbone(theirs, "resnet18").state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in loaded.items())
 
     def test_the_weights_of_a_whole_model_give_its_backbone(self):
         model = small_model().float()

@@ -16,6 +16,7 @@ from the image rather than from the other letters.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -318,7 +319,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     batches = data.training_batches(training_set, args.batch, done + 1, steps, workers)
     hidden = True if rank() else None  # None: if there is no terminal
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, leave=False, disable=hidden)
-    with runs.catch_signals() as caught, bar, name_pictures(training_set, args.batch):
+    named = name_pictures(training_set, args.batch)
+    with runs.catch_signals() as caught, bar, contextlib.closing(batches), named:
         start = time.perf_counter()
         for step, batch in enumerate(batches, start=done + 1):
             waited = time.perf_counter() - start

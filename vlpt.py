@@ -7,8 +7,8 @@
 
 The method pre-trains the backbone of a text detector from images and the transcriptions of some
 of the words in them, without bounding boxes. One character of every word is replaced by a MASK
-token. A text encoder turns the remaining characters into features, and a decoder predicts the
-masked character by letting those features attend to the image. This only works well if the
+token. A text encoder turns the word into one feature per character, and a decoder predicts the
+masked character by letting the feature at MASK attend to the image. This only works well if the
 backbone learns what characters look like and where they are. A contrastive loss also pulls the
 feature of an image towards the feature of its own words and away from the words of other images.
 After training the backbone is exported and everything else is dropped.
@@ -30,24 +30,26 @@ After training the backbone is exported and everything else is dropped.
 
     B  images in a batch             V  size of the vocabulary       T  width of the text encoder
     L  characters per word, <= 25    S  image tokens, h * w          D  width of the joint space
-    N  words per image, <= 3         C  channels of the feature map  Q  queries of an attention
+    N  words per image, <= 3 (D8)    C  channels of the feature map  Q  queries of an attention
 
 Token ids, targets, logits and attention maps always have the order (B, L, N), characters before
 words, so that the predictions for a batch have the shape (B, 25, 3).
 
-    step                                     equation               here                  proof
-    1  image encoder                         f = pool(backbone(I))  VLPT.encode_image     TestStep1
-    2  character embedding                   ce_j = W_c c_j + PE_j  TextEncoder.embed     TestStep2
-    3  text encoder, one word at a time      te = Enc(ce)           VLPT.encode_text      TestStep3
+    step                                  equation                  here                  proof
+    1  image encoder                      v, f = pool(backbone(I))  VLPT.encode_image     TestStep1
+    2  character embedding                ce_j = W_c c_j + PE_j     TextEncoder.embed     TestStep2
+    3  text encoder, one word at a time   te = Enc(ce)              TextEncoder.forward   TestStep3
     4  mask one character, before step 2                            mask_one_char         TestStep4
-    5  decoder, without self-attention       y = Dec(te, f)         VLPT.decode           TestStep5
-    6  masked-character loss                 L_cls                  char_loss             TestStep6
-    7  contrastive loss                      L_bc = H(i2t)+H(t2i)   contrastive_loss      TestStep7
-    8  total loss                            loss = L_cls + L_bc    total_loss            TestStep8
+    5  decoder, without self-attention    y = Dec(te, f)            VisualTextualDecoder  TestStep5
+    6  masked-character loss              L_cls                     char_loss             TestStep6
+    7  contrastive loss                   L_bc = H(i2t) + H(t2i)    contrastive_loss      TestStep7
+    8  total loss                         loss = L_cls + L_bc       total_loss            TestStep8
     9  only the backbone is transferred                             export_backbone       TestStep9
 
-c_j is the one-hot vector of character j, H a cross-entropy, i2t image-to-text and t2i its reverse.
-The proof of each step is the test class whose name begins like that, in test_vlpt.py.
+v is the image feature and f the image tokens of the images I, c_j the one-hot vector of character
+j, te the character features, H a cross-entropy, i2t image-to-text and t2i its reverse. The class
+`VLPT` chains steps 1, 2, 3 and 5. The proof of a step is the test class in test_vlpt.py whose name
+begins like that.
 
 Differences from the released code. Each is marked by its number where it occurs in this file; D8,
 D10 and D11 are in the trainer and its data.
@@ -61,15 +63,17 @@ D10 and D11 are in the trainer and its data.
     D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
          Released: the cap is commented out.
     D7   Gradients flow through the features of all processes. Released: features gathered from
-         other processes carry none. With D3 this makes L_bc weigh 2W times as much, relative to
-         L_cls, as in the released code on W GPUs (16 times on its 8).
-    D8   Three words of an image are drawn anew in every epoch. Released: the first 32 words.
+         other processes carry none, so the mean of the gradients over W GPUs divides those of
+         L_bc by W, but not those of L_cls. With D3, L_bc therefore weighs 2W times as much for the
+         encoders here, 16 times the released code's on its 8 GPUs.
+    D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
          other linear layers as torch does. Released: residual projections are scaled by
          (2 * layers)^-0.5.
     D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
     D11  Images are stretched to a square. Released: RandomResizedCrop.
-    D12  There is no end token after a word. The vocabulary still has 97 entries, as it has UNK.
+    D12  There is no end token after a word. Released: it is the 97th entry of the vocabulary, where
+         here is UNK.
 """
 
 import io
@@ -117,7 +121,7 @@ class Alphabet:
         ValueError: `chars` is empty, or a character occurs twice.
     """
 
-    mask_id = MASK  # for callers that have an alphabet at hand
+    mask_id = MASK
 
     def __init__(self, chars: str = PRINTABLE) -> None:
         self.chars = normalize_text(chars)
@@ -145,7 +149,7 @@ class Alphabet:
             )
         ids = torch.full((MAX_CHARS, MAX_WORDS), PAD)
         for i, word in enumerate(words):
-            for j, char in enumerate(normalize_text(word)[:MAX_CHARS]):
+            for j, char in enumerate(normalize_text(word)[:MAX_CHARS]):  # D12: no end token
                 ids[j, i] = self.index.get(char, UNK)
         return ids
 
@@ -157,7 +161,7 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of a model and the paper's ablations. The defaults are the published values.
+    """The sizes of a model and the paper's ablations. The defaults are those of the released code.
 
     Raises:
         ValueError: image_size, decoder_layers, text_encoder or decoder is not possible. Other
@@ -216,7 +220,7 @@ def normalize(pixels: Tensor) -> Tensor:
 class Backbone(nn.Module, ABC):
     """A ResNet without its classifier. Subclasses define the stem and layer1, layer2, ...
 
-    Parameters have the names of torchvision's and CLIP's checkpoints, so that these can be loaded.
+    Parameters have the names of torchvision's and CLIP's checkpoints, which `load_backbone` reads.
 
     Attributes:
         name: the name that `build_backbone` knows.
@@ -230,7 +234,7 @@ class Backbone(nn.Module, ABC):
         self.name = name
         self.num_stages = num_stages
         self.channels = channels
-        self.stride = 4 * 2 ** (num_stages - 1)  # the stem's, then a half for each further stage
+        self.stride = 4 * 2 ** (num_stages - 1)  # 4 by the stem; stages after layer1 double it
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -512,8 +516,8 @@ class EncoderLayer(nn.Module):
 class TextEncoder(nn.Module):
     """The character-aware text encoder: a Transformer over the characters of one word.
 
-    Each word is a sequence of its own, so the words of an image never see each other. All words
-    share their positions.
+    Each word is a sequence of its own, so the words of an image never see each other, and a
+    position is that of a character in its word.
     """
 
     words_per_sequence = 1
@@ -534,7 +538,8 @@ class TextEncoder(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Step 2, ce_j = W_c c_j + PE_j with learned PE: (B, L, N) ids to (B, L, N, T)."""
         L, N = ids.shape[1:]
-        positions = self.positional_embedding[:L, :N]  # (L, 1, T), in a sentence (L, N, T)
+        # (L, 1, T), the same for every word; for SentenceEncoder (L, N, T)
+        positions = self.positional_embedding[:L, :N]
         return self.token_embedding(ids) + positions
 
     def to_sequences(self, x: Tensor) -> Tensor:
@@ -665,8 +670,18 @@ class VisualTextualDecoder(nn.Module):
 # ---- The model ---------------------------------------------------------------------------------
 
 
+def autocast_off(x: Tensor) -> torch.autocast:
+    """A context without autocast: operations keep the precision of their inputs."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Raise half precision to float32 and leave float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Output(NamedTuple):
-    """What the model returns. The image and text features do not have length 1."""
+    """What the model returns. The image and text features are not L2-normalised."""
 
     image: Tensor  # (B, D)
     text: Tensor  # (B, D), zero for an image without words
@@ -737,7 +752,7 @@ class VLPT(nn.Module):
             y = query + image.unsqueeze(1)
         else:
             y = self.decoder(query, image_tokens, grid)  # (B, L * N, D)
-        with autocast_off(y):  # float32, see there
+        with autocast_off(y):  # in bfloat16 a logit of 8.03 would become 8
             logits = self.head(y.to(self.head.weight.dtype))  # (B, L * N, V)
         return logits.unflatten(1, char_features.shape[1:3])
 
@@ -796,7 +811,8 @@ class MaskedOnly(nn.Module):
         check_shapes(images, ids)
         image, image_tokens, grid = self.model.encode_image(images)
         char_features, text = self.model.encode_text(ids)
-        # The position of each word's target. Without one it is any, which the losses ignore.
+        # The position of each word's target; 0 in a word without one, whose targets are all
+        # IGNORE_INDEX.
         position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
         index = position.unsqueeze(-1).expand(-1, -1, -1, char_features.shape[-1])
         masked_features = char_features.gather(1, index)  # (B, 1, N, D)
@@ -816,16 +832,6 @@ def check_shapes(images: Tensor, ids: Tensor) -> None:
     shape = tuple(ids.shape)
     if len(shape) != 3 or shape[0] != B or shape[1] not in L_range or shape[2] not in N_range:
         raise ValueError(f"ids: expected shape ({B}, 1..{MAX_CHARS}, 1..{MAX_WORDS}), got {shape}")
-
-
-def autocast_off(x: Tensor) -> torch.autocast:
-    """A context that computes in float32 within autocast: bfloat16 rounds 8.03 to 8."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def to_float32(x: Tensor) -> Tensor:
-    """Raise half precision to float32 and leave float64 as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # ---- Steps 6, 7 and 8: losses ------------------------------------------------------------------
@@ -854,15 +860,16 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, has_words: Tensor | None = None
+    image: Tensor, text: Tensor, logit_scale: Tensor, is_pair: Tensor | None = None
 ) -> Tensor:
     """L_bc = H(i2t) + H(t2i), step 7: pairs of image and text against the rest of the batch.
 
     Args:
-        image, text: (B, D), row b of both is a pair. Their lengths do not matter.
+        image, text: (B, D), row b of both is a pair. They are L2-normalised here.
         logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
-            cap it has no gradient, so a trainer has to keep the parameter below it.
-        has_words: (B,) bool. Other rows are neither pairs nor negatives of other pairs. None: all.
+            cap it has no gradient, so a trainer has to keep it strictly below ln(100).
+        is_pair: (B,) bool, the rows that take part. Others are neither pairs nor negatives of
+            other pairs. None: all take part.
     Returns:
         A scalar in nats, at least 0: the sum of both directions (D3), each a mean over the pairs.
         For n pairs it is 2 ln n at chance. For fewer than two it is 0, with zero gradient.
@@ -872,34 +879,34 @@ def contrastive_loss(
     if image.shape != text.shape:
         expected, got = tuple(image.shape), tuple(text.shape)
         raise ValueError(f"text: expected shape {expected} as image, got {got}")
-    if has_words is None:
-        has_words = torch.ones(len(image), dtype=torch.bool, device=image.device)
+    if is_pair is None:
+        is_pair = torch.ones(len(image), dtype=torch.bool, device=image.device)
     image = F.normalize(to_float32(image), dim=1)
     text = F.normalize(to_float32(text), dim=1)
     scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)  # D6
     with autocast_off(image):
         logits = scale * image @ text.T  # (B, B), image i against text j
-    # Rows without words are no pairs: their label is ignored. They are no negatives either: their
-    # columns get the lowest logit there is, which has probability 0.
+    # A row that is no pair has no label. It is no negative of other pairs either: its column gets
+    # the lowest logit there is, which has probability 0.
     labels = torch.arange(len(image), device=image.device)
-    labels = labels.masked_fill(~has_words, IGNORE_INDEX)
+    labels = labels.masked_fill(~is_pair, IGNORE_INDEX)
     lowest = torch.finfo(logits.dtype).min
-    i2t = logits.masked_fill(~has_words, lowest)
-    t2i = logits.T.masked_fill(~has_words, lowest)
+    i2t = logits.masked_fill(~is_pair, lowest)
+    t2i = logits.T.masked_fill(~is_pair, lowest)
     loss_i2t = F.cross_entropy(i2t, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     loss_t2i = F.cross_entropy(t2i, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return (loss_i2t + loss_t2i) / has_words.sum().clamp(min=1)  # D3: not halved
+    return (loss_i2t + loss_t2i) / is_pair.sum().clamp(min=1)  # D3: not halved
 
 
 def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Tensor:
     """loss = L_cls + L_bc, step 8, without weights.
 
-    An image without a target counts in neither loss: it has no words, or none that the alphabet
-    can spell.
+    An image without a target counts in neither loss: it has no words, or none of their characters
+    is in the alphabet.
 
     Args:
-        output: of `VLPT` or `MaskedOnly`. To train with several processes, gather the outputs and
-            targets of all of them first, with their gradients (D7).
+        output: of `VLPT` or `MaskedOnly`. To train with several processes, first gather the
+            outputs and targets of all of them, in a way that gradients pass through (D7).
         targets: (B, L, N), see `char_loss`.
         contrastive: the model's `config.contrastive`; False is the ablation loss = L_cls.
     """
@@ -1007,7 +1014,8 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     """
     backbone = build_backbone(name, **size)
     state = read_tensors(source, "visual.", "backbone.", "")
-    state = {key: value for key, value in state.items() if not key.startswith("attnpool.")}
+    # CLIP's pool and torchvision's classifier are no part of the backbone.
+    state = {k: v for k, v in state.items() if not k.startswith(("attnpool.", "fc."))}
     # Of all layouts, take the one that shares the most names with the file.
     native_keys: dict[str, str] = {}
     for layout in LAYOUTS:

@@ -5,7 +5,7 @@
     python -m experiments.reproduce c            # 25, 50, 75 and 100 % of the words annotated
     python -m experiments.reproduce d            # attention on text, with pictures
     python -m experiments.reproduce summary      # collect all tables in experiments/results.json
-    python -m experiments.reproduce check-readme # compare the README with that file
+    python -m experiments.reproduce check-docs   # compare docs/detectors.md with that file
 
 Run these from the clone of the repository. The environment variables VLPT_ICDAR2015, VLPT_SYNTHTEXT
 and VLPT_TOTALTEXT say where the data sets are. Each run leaves one JSON file in
@@ -60,6 +60,9 @@ import data_stub
 import train_min
 import vlpt
 from readers import open_source
+from readers.augment import augment
+from training.data import make_loader, prepare, seed_of
+from training.init import load_init
 from training.options import Parser
 from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
 from transfer.detect import evaluate_detector, place, train_detector
@@ -463,7 +466,7 @@ def open_pretraining(
         config.size,
         seed,
         annotated=annotated if training else 1.0,
-        augment=training and config.data != "synth",
+        augment=augment if training and config.data != "synth" else None,
     )
 
 
@@ -528,9 +531,7 @@ def start_from_trainer(model: vlpt.VLPT, options: Sequence[str], device: str, fo
         begun = (folder / "run.json").exists()
         arguments = ["--resume"] if begun else [*options, "--device", device]
         train_min.main([*arguments, "--name", str(folder.relative_to("runs"))])
-    checkpoint = str(folder / "checkpoint.pt")
-    model.backbone = train_min.load_init(checkpoint, model.config)
-    train_min.load_pool(checkpoint, model.pool)
+    load_init(model, str(folder / "checkpoint.pt"))
 
 
 def run_trainer(
@@ -546,12 +547,12 @@ def run_trainer(
     """
     device = next(model.parameters()).device
     optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
-    generator = torch.Generator().manual_seed(seed + 1)
+    masked_only = vlpt.MaskedOnly(model)
     warmup = min(100, stage.rounds // 5)
     loaders = []
     for config, data in zip(stage.sources, train, strict=True):
         keys = [range(k * config.batch, (k + 1) * config.batch) for k in range(stage.rounds)]
-        loaders.append(train_min.make_loader(data, keys, 1, train=True))
+        loaders.append(make_loader(data, keys, 1, train=True))
     skipped = 0
     for step in tqdm(range(stage.rounds), disable=None, leave=False):
         for group in optimizer.param_groups:
@@ -559,14 +560,15 @@ def run_trainer(
         for loader in loaders:
             batch = next(loader)
             skipped += len(batch.skipped)
-            masked, targets = vlpt.mask_one_char(batch.ids, generator)
-            images, masked, targets = (x.to(device) for x in (batch.images, masked, targets))
-            train_min.train_step(model, optimizer, images, masked, targets)
+            prepared = prepare(batch, seed_of(seed, step), device)
+            numbers = train_min.train_step(masked_only, optimizer, *prepared)
+            if not numbers.isfinite().all():
+                raise FloatingPointError(f"a loss or gradient of step {step} is not finite")
     results = []
     for config, data in zip(stage.sources, heldout, strict=True):
         count = min(stage.heldout, len(data.indices))
         parts = np.array_split(np.arange(count), max(1, count // config.batch))
-        results.append(train_min.evaluate(model, train_min.make_loader(data, parts, 1), 0))
+        results.append(train_min.evaluate(masked_only, make_loader(data, parts, 1), 0))
     return skipped, results
 
 
@@ -822,7 +824,7 @@ def write_report(table: str, name: str, folder: Path) -> list[str]:
 
 
 def write_summary(name: str, folder: Path) -> None:
-    """Put all tables of a scale into one small file, from which the README takes its table."""
+    """Put all tables of a scale into one small file, from which docs/detectors.md takes its tables."""
     runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
     if not runs:
         raise ValueError(f"{folder}: expected runs, got none; run `{PROGRAM} a` first")
@@ -840,8 +842,8 @@ def write_summary(name: str, folder: Path) -> None:
     print(f"wrote {RESULTS}")
 
 
-def readme_lines(results: dict[str, Any]) -> list[str]:
-    """What the README shows of results.json."""
+def docs_lines(results: dict[str, Any]) -> list[str]:
+    """What docs/detectors.md shows of results.json."""
     rows = {row["label"]: row for row in results["tables"]["d"]}
     pretrained, untrained = rows["table a's pre-training"], rows["untrained"]
     shares = [
@@ -865,33 +867,21 @@ def readme_lines(results: dict[str, Any]) -> list[str]:
     return [*lines, "", line]
 
 
-def headline(results: dict[str, Any]) -> str:
-    """The first table of the README: pre-trained (from scratch) by the number of photographs."""
-    rows = [row["values"] for row in results["tables"]["a"] if row["label"].endswith("photographs")]
-    means = [[mean_and_spread(row.get(arm, {})).split(" ±")[0] for arm in ARMS] for row in rows]
-    return " / ".join(f"{trained} ({scratch})" for scratch, trained in means)
-
-
-def check_readme() -> None:
-    """Compare the first table of the README, and the one between its marks, with results.json.
+def check_docs() -> None:
+    """Compare the tables between the marks in docs/detectors.md with results.json.
 
     Raises: ValueError if they differ.
     """
-    results = json.loads(RESULTS.read_text())
-    expected = readme_lines(results)
-    text = (ROOT / "README.md").read_text()
-    if f"| {headline(results)}, " not in text:
-        raise ValueError(
-            f"README.md: expected {headline(results)} of {RESULTS.name} in its first table"
-        )
-    _, mark, rest = text.partition("<!-- results -->\n")
+    expected = docs_lines(json.loads(RESULTS.read_text()))
+    page = ROOT / "docs/detectors.md"
+    _, mark, rest = page.read_text().partition("<!-- results -->\n")
     got = rest.partition("<!-- /results -->")[0].strip().splitlines()
     if not mark or got != expected:
         table = "\n".join(["<!-- results -->", *expected, "<!-- /results -->"])
         raise ValueError(
-            f"README.md: expected the table of {RESULTS.name}, got another; it should be\n{table}"
+            f"{page}: expected the tables of {RESULTS.name}, got others; it should be\n{table}"
         )
-    print(f"README.md agrees with {RESULTS.name}")
+    print(f"{page.name} agrees with {RESULTS.name}")
 
 
 def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
@@ -932,8 +922,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add(
         "table",
-        choices=(*TABLES, "summary", "check-readme"),
-        help="a to d run and report a table; summary and check-readme are explained below",
+        choices=(*TABLES, "summary", "check-docs"),
+        help="a to d run and report a table; summary and check-docs are explained below",
     )
     add(
         "--scale",
@@ -945,8 +935,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--only", default="", metavar="TEXT", help="only the runs whose name contains TEXT")
     args = parser.parse_args(argv)
     try:
-        if args.table == "check-readme":
-            check_readme()
+        if args.table == "check-docs":
+            check_docs()
         elif args.table == "summary":
             write_summary(args.scale, RUNS / args.scale)
         else:

@@ -369,7 +369,7 @@ def load_results() -> dict:
 
 def test_the_tables_of_detectors_are_those_of_the_results():
     reproduce: ModuleType = importlib.import_module("experiments.reproduce")
-    expected = "\n".join(reproduce.readme_lines(load_results()))
+    expected = "\n".join(reproduce.docs_lines(load_results()))
     assert between(PAGES["docs/detectors.md"], "results") == expected
 
 

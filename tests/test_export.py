@@ -186,7 +186,7 @@ class TestLoad:
         seven, missing = torch.zeros(7), r'Missing key\(s\) in state_dict: "conv2.weight"'
         shapes = r"size mismatch for layer4.0.downsample.1.bias: .*\[7\].*\[128\]"
         for change, message in (
-            ({"fc.bias": seven}, r'Unexpected key\(s\) in state_dict: "fc.bias"'),
+            ({"x.bias": seven}, r'Unexpected key\(s\) in state_dict: "x.bias"'),
             ({first: None}, missing),
             ({last: seven}, shapes),
             ({last: 7}, ".*layer4.0.downsample.1.bias.*received <class 'int'>"),

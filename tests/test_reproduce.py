@@ -122,7 +122,7 @@ class TestPretraining:
             seen.append(quads)
             return torch.zeros(3, size, size, dtype=torch.uint8), None
 
-        monkeypatch.setattr(data_stub, "augment", watch)
+        monkeypatch.setattr(reproduce, "augment", watch)
         data = reproduce.open_pretraining(
             reproduce.DataConfig("icdar2015", 64, 2), "train", reproduce.ALNUM, 4, 0
         )
@@ -134,7 +134,7 @@ class TestPretraining:
 
         def watch(model, optimizer, images, ids, targets):
             sizes.append((len(images), images.shape[2]))
-            return {}
+            return torch.zeros(5)
 
         monkeypatch.setattr(train_min, "train_step", watch)
         sources = (
@@ -169,9 +169,12 @@ class TestPretraining:
             lambda data, k: "cut short" if k in broken and data.augment else read(data, k),
         )
         sizes = []
-        monkeypatch.setattr(
-            train_min, "train_step", lambda m, o, images, *_: sizes.append(len(images))
-        )
+
+        def watch(model, optimizer, images, ids, targets):
+            sizes.append(len(images))
+            return torch.zeros(5)
+
+        monkeypatch.setattr(train_min, "train_step", watch)
         stage = reproduce.Stage((reproduce.DataConfig("icdar2015", 64, 2),), 3, 1e-3, 4)
         found = reproduce.run_stage(vlpt.VLPT(SMOKE.config), stage, 0, 1.0)
         assert found["skipped"] == 2 and sizes == [2, 2, 2]
@@ -429,10 +432,15 @@ class TestReports:
         with pytest.raises(SystemExit, match="expected runs, got none"):
             reproduce.main(["summary", "--scale", "smoke"])
 
+    def test_a_loss_that_is_not_finite_ends_the_run(self, inside, monkeypatch):
+        monkeypatch.setattr(train_min, "train_step", lambda *_: torch.tensor([1.0, float("nan")]))
+        with pytest.raises(FloatingPointError, match="step 0 is not finite"):
+            reproduce.run_stage(vlpt.VLPT(SMOKE.config), SMOKE.short[0], 0, 1.0)
 
-class TestReadme:
+
+class TestDocs:
     def test_shows_what_was_measured(self, capsys):
-        reproduce.main(["check-readme"])
+        reproduce.main(["check-docs"])
         assert "agrees" in capsys.readouterr().out
 
     def test_another_number_is_noticed(self, tmp_path, monkeypatch):
@@ -444,9 +452,9 @@ class TestReadme:
             before = dict(values)
             values.update({seed: value + 1 for seed, value in values.items()})
             (tmp_path / "results.json").write_text(json.dumps(results))
-            message = r"README\.md: expected .* results\.json"
+            message = r"detectors\.md: expected .* results\.json"
             with pytest.raises(SystemExit, match=message):
-                reproduce.main(["check-readme"])
+                reproduce.main(["check-docs"])
             values.update(before)
 
     def test_is_that_of_the_scale_that_was_run(self):

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -94,26 +94,31 @@ def make_loader(
         RuntimeError: a worker died; the message begins with "DataLoader worker".
         OSError: as the data raise it.
     """
+    loader = DataLoader(
+        SkipUnreadable(data) if train else data,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate_attempts if train else data_stub.collate,
+        worker_init_fn=init_worker,
+        pin_memory=torch.cuda.is_initialized(),
+    )
+    iterator: Any = iter(loader)
     try:
-        yield from DataLoader(
-            SkipUnreadable(data) if train else data,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate_attempts if train else data_stub.collate,
-            worker_init_fn=init_worker,
-            pin_memory=torch.cuda.is_initialized(),
-        )
+        yield from iterator
     except (EOFError, OSError) as error:
         if not workers:
             raise
         if str(error).startswith("Caught"):  # then torch passes on what a worker raised
             raise OSError(str(error).strip().split("\n")[-1]) from None
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
+    finally:
+        if workers:  # they ignore signals, so at exit Python would wait for them forever
+            iterator._shutdown_workers()
 
 
 def training_batches(
     data: data_stub.Pretraining, batch: int, first_step: int, steps: int, workers: int
-) -> Iterator[data_stub.Batch]:
+) -> Generator[data_stub.Batch, None, None]:
     """This process's part of the batch of each step from `first_step` to `steps`, from 1.
 
     Raises:

@@ -1,0 +1,36 @@
+"""Fixtures that several test files share."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+QUICK = ["--samples", "32", "--batch", "8", "--eval", "16", "--workers", "0", "--name", "t"]
+
+
+class FinishedRun(NamedTuple):
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory):
+    """A run of train_min.py with the options QUICK. Tests that change its folder copy it first."""
+    import train_min
+
+    folder = tmp_path_factory.mktemp("quick")
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.chdir(folder)
+        train_min.main(QUICK)
+    return FinishedRun(folder / "runs" / "t", output.getvalue())
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out figures and report, which take most of a short run's time."""
+    from training import report
+
+    monkeypatch.setattr(report, "draw_all", lambda *_: None)
