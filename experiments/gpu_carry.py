@@ -79,7 +79,16 @@ def download_wheels(target: Path, python: str) -> int:
     Raises: ValueError with pip's last line if that fails.
     """
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", target]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(target),
+    ]
     command += ["--only-binary=:all:", "--python-version", python, *platforms, *list_packages()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -93,7 +93,8 @@ def run(args: argparse.Namespace, icdar2015: Path | None) -> None:
     if "bench" in parts:
         bench.run(programme)
     if "pretrain" in parts:
-        pretrain.run(programme, PRETRAIN_SHARE if "detect" in parts and icdar2015 else 1.0)
+        has_followers = "detect" in parts and icdar2015
+        pretrain.run(programme, PRETRAIN_SHARE if has_followers else 0.95)
     if "detect" in parts:
         detect.run(programme)
 

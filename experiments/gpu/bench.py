@@ -95,6 +95,8 @@ def measure(programme: Programme, label: str, preset: str, batch: int, kind: str
 def measure_detector(sizes: Sizes, device: torch.device) -> Result:
     """A training step of the detector on random crops."""
     batch, side = sizes.detector_batch, sizes.crop
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     config = DetectorConfig(backbone="resnet18", width=sizes.width)
     model = place(build_detector(config), device.type)
     optimizer = make_optimizer(model, sizes.detector_lr)
