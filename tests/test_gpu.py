@@ -53,7 +53,7 @@ def test_the_rehearsal_takes_every_step_and_repeats_none(tmp_path):
         found = json.loads((tmp_path / f"{arm}.detections.json").read_text())
         assert [each["picture"] for each in found["detections"]] == ["img_801", "img_802"]
 
-    saved = vlpt.read_checkpoint(tmp_path / "vlpt.pt")
+    saved = vlpt.read_checkpoint(tmp_path / "model.pt")
     model = vlpt.VLPT(vlpt.Config(**saved["config"]))
     model.load_state_dict(saved["state_dict"])
     backbone = vlpt.load_backbone(tmp_path / "backbone.pt", "resnet18")

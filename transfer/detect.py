@@ -78,8 +78,14 @@ def load_batches(
     Args: pinned: whether they are in memory that a GPU copies from without waiting.
     """
     keys = [list(range(step * batch, (step + 1) * batch)) for step in range(steps)]
+    # Forked workers share the memory of a `CachedSource`; spawned ones would copy it.
+    forked = workers > 0 and sys.platform == "linux"
     loader = torch.utils.data.DataLoader(
-        data, batch_sampler=keys, num_workers=workers, pin_memory=pinned
+        data,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pinned,
+        multiprocessing_context="fork" if forked else None,
     )
     return iter(loader)
 

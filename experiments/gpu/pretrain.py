@@ -39,7 +39,7 @@ RESERVE = 30  # seconds for starting the workers, the evaluation and writing
 
 
 def run(programme: Programme, share: float) -> None:
-    """Pre-train for a share of the time that is left, and leave OUT/vlpt.pt and OUT/backbone.pt."""
+    """Pre-train for a share of the time that is left, and leave OUT/model.pt and OUT/backbone.pt."""
     seconds = share * programme.seconds_left - RESERVE
     programme.run("pretrain/model", max(0.0, seconds) + RESERVE, pretrain, programme, seconds)
 
@@ -267,7 +267,7 @@ def train(model: vlpt.VLPT, sizes: Sizes, device: torch.device, seconds: float) 
                 break
             drawn = pool.draw(sizes.batch, rng)
             if drawn is None:
-                pool.add(*arrived.get(timeout=120))
+                pool.add(*arrived.get(timeout=60))  # raises Empty if the workers are gone
                 waited += time.monotonic() - start - elapsed
                 continue
             steps = max(step + 1, round(step / max(progress, 1e-3)))  # at this pace
@@ -306,4 +306,4 @@ def save_half(model: vlpt.VLPT, programme: Programme) -> None:
     }
     content = io.BytesIO()
     torch.save({"state_dict": state, "config": dataclasses.asdict(model.config)}, content)
-    vlpt.write_atomically(programme.out / "vlpt.pt", content.getvalue())
+    vlpt.write_atomically(programme.out / "model.pt", content.getvalue())
