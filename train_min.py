@@ -363,12 +363,12 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     result = {**log.evaluations[-1], "skipped": log.skipped.total(), "wait": log.wait()}
     result["seconds"] = round(log.elapsed())
     metrics = {"result": result, "evaluations": log.evaluations}
-    runs.write_file(out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    vlpt.write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())
     log.print_skipped()
     with runs.warn_only("draw the report"):
         from training import report
 
-        report.draw_all(out, model, heldout, log)
+        report.draw_all(out, model, heldout, log.rows, log.evaluations, log.chance)
     print_rank0(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = [f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items()]
     print_rank0(f"RESULT data={args.data} preset={args.preset} seed={args.seed} {' '.join(shown)}")

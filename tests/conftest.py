@@ -15,17 +15,26 @@ class FinishedRun(NamedTuple):
     output: str
 
 
-@pytest.fixture(scope="session")
-def quick_run(tmp_path_factory):
-    """A run of train_min.py with the options QUICK. Tests that change its folder copy it first."""
+def run_quickly(folder: Path, *options: str) -> FinishedRun:
     import train_min
 
-    folder = tmp_path_factory.mktemp("quick")
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.chdir(folder)
-        train_min.main(QUICK)
+        train_min.main([*QUICK, *options])
     return FinishedRun(folder / "runs" / "t", output.getvalue())
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory):
+    """A run of train_min.py with the options QUICK. Tests that change its folder copy it first."""
+    return run_quickly(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="session")
+def seed_1_run(tmp_path_factory):
+    """The same with another seed."""
+    return run_quickly(tmp_path_factory.mktemp("seed_1"), "--seed", "1")
 
 
 @pytest.fixture

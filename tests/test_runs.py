@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,14 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stopped_at_7(tmp_path_factory):
+    """The folder of a run that a signal stopped after its seventh step or a little later."""
+    folder = tmp_path_factory.mktemp("stopped")
+    Run(folder, *LONG).until(7).send(signal.SIGTERM).end(143)
+    return folder
+
+
 LONG = ("--samples", "160")
 
 
@@ -141,8 +150,8 @@ class TestResume:
         train_min.main([*RUN, *LONG, "--resume"])
         assert same(weights(whole), weights(tmp_path))
 
-    def test_the_options_of_the_start_need_not_be_repeated(self, whole, tmp_path):
-        Run(tmp_path, *LONG).until(5).send(signal.SIGTERM).end(143)
+    def test_the_options_of_the_start_need_not_be_repeated(self, whole, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         train_min.main(["--name", "t", "--resume"])
         assert same(weights(whole), weights(tmp_path))
 
@@ -165,15 +174,15 @@ class TestResume:
         for key in ("backbone.conv1.weight", "backbone.layer1.0.conv1.weight"):
             torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-9)
 
-    def test_previous_is_kept_until_there_is_another_whole_one(self, tmp_path):
-        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+    def test_previous_is_kept_until_there_is_another_whole_one(self, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         good = weights(tmp_path, file="checkpoint.previous.pt")
         Path("runs/t/checkpoint.pt").write_bytes(b"damaged")
         Run(tmp_path, "--resume", "previous", fault=die_between_renames).end(-signal.SIGKILL)
         assert same(good, weights(tmp_path, file="checkpoint.previous.pt"))
 
-    def test_a_run_of_other_letters_is_not_taken_up(self, tmp_path):
-        Run(tmp_path, *LONG).until(3).send(signal.SIGTERM).end(143)
+    def test_a_run_of_other_letters_is_not_taken_up(self, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         held = weights(tmp_path)
         held["config"] |= {"alphabet": "9876543210"}
         torch.save(held, "runs/t/checkpoint.pt")
@@ -214,10 +223,10 @@ class TestResume:
          ("other sizes", "expected this run's model"), ("evil", "not a readable")],
     )  # fmt: skip
     def test_a_damaged_or_foreign_checkpoint_is_refused_and_the_one_before_offered(
-        self, content, told, whole, tmp_path
+        self, content, told, stopped_at_7, tmp_path
     ):
         out = tmp_path / "runs" / "t"
-        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         path, held = out / "checkpoint.pt", weights(tmp_path)
         if content == "cut":
             path.write_bytes(path.read_bytes()[:100_000])
@@ -233,6 +242,10 @@ class TestResume:
         assert f"checkpoint.pt: {told}" in str(stop.value)
         assert str(stop.value).endswith("; the one before it: --resume previous")
         assert not Path("owned").exists()
+
+    def test_the_checkpoint_before_leads_to_the_same_bits(self, whole, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
+        (tmp_path / "runs" / "t" / "checkpoint.pt").write_bytes(b"damaged")
         train_min.main(["--name", "t", "--resume", "previous"])
         assert same(weights(whole), weights(tmp_path))
         before = weights(tmp_path, file="checkpoint.previous.pt")  # kept anew after the first save
@@ -254,8 +267,8 @@ class TestResume:
         with pytest.raises(SystemExit, match=f"train_min.py: error: runs/t/log.jsonl:? ?{message}"):
             train_min.main(["--name", "t", "--resume"])
 
-    def test_a_damaged_log_is_named_with_its_line(self, tmp_path):
-        Run(tmp_path, *LONG).until(7).send(signal.SIGTERM).end(143)
+    def test_a_damaged_log_is_named_with_its_line(self, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         log = Path("runs/t/log.jsonl")
         lines = log.read_text().splitlines(keepends=True)
         log.write_text("".join([*lines[:2], "what?\n", *lines[3:]]))
@@ -564,6 +577,7 @@ class TestManyProcesses:
             train_min.main([*RUN])
         assert not Path("runs").exists()
 
+    @pytest.mark.slow
     def test_two_processes_train_and_one_of_them_writes(self):
         out = torchrun(2, str(ROOT / "train_min.py"), *RUN, "--samples", "80")
         assert out.returncode == 0, out.stderr
@@ -576,6 +590,7 @@ class TestManyProcesses:
         out = torchrun(2, str(ROOT / "train_min.py"), "--name", "t", "--resume", "previous")
         assert out.returncode == 0 and same(first, weights(Path())), out.stderr
 
+    @pytest.mark.slow
     def test_a_process_that_fails_ends_all_with_its_error(self):
         write_synthtext("st", 40, seed=0, size=64)
         for k in range(0, 36, 3):
@@ -587,6 +602,7 @@ class TestManyProcesses:
         assert "process 0: error" in out.stderr or "process 1: error" in out.stderr
         assert time.monotonic() - began < 90
 
+    @pytest.mark.slow
     def test_a_signal_to_each_of_them_waits_until_the_first_has_saved(self, tmp_path):
         """Or torchrun would end it, as the others are gone."""
         script = tmp_path / "slow.py"
@@ -614,9 +630,12 @@ class TestManyProcesses:
         assert process.wait(120) != 0
         assert weights(tmp_path)["step"] >= 2
 
-    def test_a_batch_that_cannot_be_shared_is_one_line(self):
-        out = torchrun(3, str(ROOT / "train_min.py"), *RUN)
-        assert "error: --batch: expected a multiple of the 3 processes, got 8" in out.stderr
+    def test_a_batch_that_cannot_be_shared_is_one_line(self, monkeypatch):
+        monkeypatch.setattr(runs, "world_size", lambda: 3)
+        with pytest.raises(
+            SystemExit, match="--batch: expected a multiple of the 3 processes, got 8"
+        ):
+            train_min.main([*RUN])
 
 
 def torchrun(count, *argv):

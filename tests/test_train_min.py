@@ -396,6 +396,7 @@ class TestRuns:
 
         monkeypatch.setattr(torchvision.models, "get_model", with_weights)
         options = ["--backbone", "resnet18", "--init", "torchvision", "--lr", "1e-12"]
+        options += ["--samples", "8"]
         train_min.main([*QUICK, *options])
         assert "started from torchvision: backbone only" in capsys.readouterr().out
         got = self.weights("t")["backbone.layer4.1.conv2.weight"]
@@ -424,11 +425,8 @@ class TestRuns:
         assert not self.out.exists()
 
     def test_workers_and_repetition_change_nothing(self):
-        steps = []
-        for workers in ("0", "2", "2"):
-            train_min.main([*AGAIN, "--workers", workers])
-            steps.append(steps_of(self.out))
-        assert steps[0] == steps[1] == steps[2]
+        train_min.main([*QUICK, "--workers", "2"])
+        assert steps_of(self.out) == steps_of(self.quick)
 
     @pytest.mark.parametrize("options", [["--recompute"], ["--accumulate", "4"]])
     def test_less_memory_gives_a_run_of_the_same_kind(self, options):
@@ -444,25 +442,20 @@ class TestRuns:
         held = torch.load(self.out / "checkpoint.pt", weights_only=True)
         model.load_state_dict(held["state_dict"])
 
-    def test_another_seed_changes_the_run(self):
-        steps = []
-        for seed in ("0", "1"):
-            train_min.main([*AGAIN, "--seed", seed])
-            steps.append(steps_of(self.out))
-        assert steps[0] != steps[1]
+    def test_another_seed_changes_the_run(self, seed_1_run):
+        assert steps_of(seed_1_run.folder) != steps_of(self.quick)
 
     def test_tensorboard_when_asked(self):
-        train_min.main([*QUICK, "--tensorboard"])
+        train_min.main([*QUICK, "--samples", "8", "--tensorboard"])
         assert list((self.out / "tensorboard").glob("events.out.tfevents*"))
         held = EventAccumulator(str(self.out / "tensorboard")).Reload().Tags()
         assert "attention" in held["images"] and {"train/char", "heldout/gain"} <= {
             *held["scalars"]
         }
 
-    def test_two_runs_are_compared(self, capsys):
+    def test_two_runs_are_compared(self, seed_1_run, capsys):
         shutil.copytree(self.quick, self.out)
-        train_min.main([*QUICK, "--seed", "1", "--name", "u"])
-        capsys.readouterr()
+        shutil.copytree(seed_1_run.folder, self.out.with_name("u"))
         train_min.main(["compare", "runs/t", "runs/u"])
         out = capsys.readouterr().out
         assert "--seed" in out and "gain" in out and "--batch" not in out
@@ -553,8 +546,9 @@ class TestRuns:
         for k in range(300, 300 + data.MAX_ATTEMPTS):  # tried 8 + 7 + 6 + 5 times, of 304: no tenth
             Path("st", half.source.name(half.index(k))).unlink()
         message = rf"st: {data.MAX_ATTEMPTS} pictures in a row cannot be read; .*\.jpg"
-        with pytest.raises(SystemExit, match=message):
-            train_min.main([*QUICK, "--data", "synthtext:st", "--samples", "320", "--batch", "4"])
+        with pytest.raises(ValueError, match=message):
+            for _ in data.training_batches(half, 4, 1, 80, 0):
+                pass
 
     def test_more_processes_than_gpus_is_one_line(self, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "1")

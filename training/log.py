@@ -16,7 +16,7 @@ from torch import Tensor
 import data_stub
 import vlpt
 from training.distributed import all_gather_lists, all_reduce, print_rank0, rank
-from training.runs import warn_only, write_file
+from training.runs import warn_only
 
 TERMS = ("char", "contrastive", "scale", "acc", "norm")  # what train_step returns, in this order
 HEADER = (
@@ -151,7 +151,7 @@ class Log:
                     f"{where}: expected a line of this log, got {line[:80]!r}"
                 ) from None
         self.num_averaged = len(self.rows)
-        write_file(path, "".join(kept).encode())
+        vlpt.write_atomically(path, "".join(kept).encode())
 
     def require_evaluation(self, samples: int) -> None:
         """Raise a ValueError if the log of a run that is done lacks its last evaluation."""

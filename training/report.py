@@ -36,7 +36,6 @@ from torch import Tensor
 
 import data_stub
 import vlpt
-from training.log import Log
 from training.options import Parser
 
 Row = Mapping[str, Any]
@@ -408,9 +407,16 @@ def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: data_stub.Pretra
     attention_figure(model, heldout).savefig(path, dpi=110)
 
 
-def draw_all(out: Path, model: vlpt.VLPT, heldout: data_stub.Pretraining, log: Log) -> None:
+def draw_all(
+    out: Path,
+    model: vlpt.VLPT,
+    heldout: data_stub.Pretraining,
+    steps: Sequence[Row],
+    evaluations: Sequence[Row],
+    chance: tuple[float, float],
+) -> None:
     """Leave loss.png, attention.png and report.html in the folder of a run that has ended."""
-    plot_losses(out / "loss.png", log.rows, log.evaluations, log.chance)
+    plot_losses(out / "loss.png", steps, evaluations, chance)
     plot_attention(out / "attention.png", model, heldout)
     write_report(out)
 

@@ -39,19 +39,6 @@ MAY_CHANGE = ("name", "workers", "device", "tensorboard", *OF_THIS_CALL)  # with
 # ---- The folder and run.json -------------------------------------------------------------------
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. If that fails, the error says what became of the old one.
-
-    Raises:
-        OSError: the disk is full, for example.
-    """
-    try:
-        vlpt.write_atomically(path, content)
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; what was there before is intact"
-        raise OSError(message) from None
-
-
 def open_folder(args: argparse.Namespace) -> Path:
     """Return runs/NAME, ready for a new run or for going on. Only --overwrite replaces files.
 
@@ -101,7 +88,7 @@ def write_run(
         "processes": world_size(),
         **facts,
     }
-    write_file(out / "run.json", json.dumps(content, indent=1).encode())
+    vlpt.write_atomically(out / "run.json", json.dumps(content, indent=1).encode())
 
 
 def git_commit() -> str | None:
@@ -196,11 +183,7 @@ def save_checkpoint(
         buffer = io.BytesIO()  # torch writes to memory only, since it does not survive a full disk
         torch.save(checkpoint, buffer)
         path, new = out / "checkpoint.pt", out / "checkpoint.new.pt"
-        try:
-            vlpt.write_atomically(new, buffer.getvalue())
-        except OSError as error:
-            message = f"cannot write {path}: {error.strerror}; what was there before is intact"
-            raise OSError(message) from None
+        vlpt.write_atomically(new, buffer.getvalue())
         if args.resume != "previous" and path.exists():  # else path is damaged, and previous good
             path.replace(out / "checkpoint.previous.pt")
         new.replace(path)
