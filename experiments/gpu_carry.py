@@ -79,17 +79,9 @@ def download_wheels(target: Path, python: str) -> int:
     Raises: ValueError with pip's last line if that fails.
     """
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(target),
-    ]
-    command += ["--only-binary=:all:", "--python-version", python, *platforms, *list_packages()]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--dest", str(target), "--only-binary=:all:", "--python-version", python]
+    command += [*platforms, *list_packages()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"pip download: {done.stderr.strip().splitlines()[-1]}")

@@ -39,7 +39,7 @@ RESERVE = 30  # seconds for starting the workers, the evaluation and writing
 
 
 def run(programme: Programme, share: float) -> None:
-    """Pre-train for a share of the time that is left, and leave OUT/model.pt and OUT/backbone.pt."""
+    """Pre-train for a share of the time that is left; leave OUT/model.pt and OUT/backbone.pt."""
     seconds = share * programme.seconds_left - RESERVE
     programme.run("pretrain/model", max(0.0, seconds) + RESERVE, pretrain, programme, seconds)
 
