@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test proof mutants readme clean
+.PHONY: help demo test proof mutants readme gpu clean
 
 help:
 	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
@@ -11,7 +11,8 @@ help:
 	@echo "make proof   check the equations on 1000 random cases each, and run the slow tests"
 	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
 	@echo "make readme  run the long commands of the documentation; ICDAR2015=PATH adds photographs"
-	@echo "make clean   remove $(VENV) and runs/"
+	@echo "make gpu     check, measure and train on one GPU; ICDAR2015=PATH adds detectors"
+	@echo "make clean   remove $(VENV), runs/ and carry/"
 
 # The marker is written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
@@ -51,5 +52,9 @@ readme: $(VENV)/installed demo
 	test -z "$(ICDAR2015)" || $(RUN) train_min.py --data icdar2015:$(ICDAR2015) \
 	  --image-size 256 --batch 32 --samples 9600 --name icdar2015
 
+MINUTES ?= 30
+gpu: $(VENV)/installed
+	$(RUN) -m experiments.gpu all --minutes $(MINUTES) $(if $(ICDAR2015),--icdar2015 $(ICDAR2015))
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs carry

@@ -209,8 +209,9 @@ TINY = Config(  # learns to read digits on a CPU in minutes
 
 def normalize(pixels: Tensor) -> Tensor:
     """Turn RGB pixels (B, 3, H, W), uint8 in 0..255, into float32 with CLIP's mean and std."""
-    mean = torch.tensor(PIXEL_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=pixels.device).view(3, 1, 1)
+    # Filled on the device, since a GPU would have to wait for a tensor that comes from the host.
+    mean = torch.stack([torch.full((1, 1), x, device=pixels.device) for x in PIXEL_MEAN])
+    std = torch.stack([torch.full((1, 1), x, device=pixels.device) for x in PIXEL_STD])
     return (pixels / 255 - mean) / std
 
 

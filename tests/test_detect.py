@@ -19,6 +19,7 @@ from scipy.io import savemat
 import data_stub
 import vlpt
 from transfer import dataset, detect, psenet
+from transfer.cache import CachedSource
 from transfer.dataset import CheckedSample, TrainingCrops, open_dataset
 from transfer.psenet import DetectorConfig, draw_kernels
 from transfer.score import f_score, match_detections
@@ -577,7 +578,7 @@ class TestMistakes:
 
     def test_a_loss_that_explodes(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(detect, "psenet_loss", lambda *_: (torch.tensor(math.nan),) * 2)
+        monkeypatch.setattr(detect, "psenet_loss", lambda x, *_: (x.sum() * math.nan,) * 2)
         message = self.fails(capsys, "train", "--lr", "9", *TINY)
         assert message == "--lr: expected a smaller one, got 9.0: the loss is nan"
 
@@ -591,3 +592,42 @@ class TestMistakes:
         with pytest.raises(SystemExit):
             detect.main(["--help"])
         assert "from the clone of the repository" in capsys.readouterr().out
+
+
+class TestCache:
+    def read(self, folder, gigabytes=None):
+        source = open_dataset(f"icdar2015:{folder}", "train")
+        return source if gigabytes is None else CachedSource(source, gigabytes, threads=2)
+
+    @pytest.mark.parametrize(("gigabytes", "cached"), [(1.0, 4), (2.5 * 96 * 64 * 3e-9, 2), (0, 0)])
+    def test_crops_are_the_same_with_and_without_it(self, tmp_path, gigabytes, cached):
+        folder = make_icdar(tmp_path, numbers=(1, 2, 3, 4, 801))
+        source = self.read(folder, gigabytes)
+        assert (len(source), len(source.cached), source.name(3)) == (4, cached, "img_4")
+        plain = TrainingCrops(self.read(folder), CONFIG, 64, seed=0)
+        kept = TrainingCrops(source, CONFIG, 64, seed=0)
+        for k in range(12):  # three epochs, so that a crop that changed its picture would show
+            assert all(map(torch.equal, plain[k], kept[k]))
+
+    def test_a_cached_picture_is_not_read_again(self, tmp_path):
+        source = self.read(make_icdar(tmp_path), 1.0)
+        (tmp_path / "ch4_training_images/img_1.jpg").unlink()
+        assert source[0].image.size == (96, 64)
+
+    def test_an_unreadable_picture_fails_when_it_is_needed(self, tmp_path):
+        (make_icdar(tmp_path) / "ch4_training_images/img_1.jpg").write_bytes(b"no picture")
+        source = self.read(tmp_path, 1.0)
+        assert source[1].image.size == (96, 64)
+        with pytest.raises(ValueError, match=r"img_1\.jpg"):
+            source[0]
+
+    def test_the_command_trains_the_same_detector_with_it(self, tmp_path, monkeypatch, capsys):
+        make_icdar(tmp_path / "ic")
+        monkeypatch.chdir(tmp_path)
+        states = []
+        for options in ([], ["--cache", "0.1"]):
+            command = ["train", "--data", "icdar2015:ic", "--name", "d", *TINY, *options]
+            detect.main(command)
+            states.append(vlpt.read_checkpoint("runs/d/checkpoint.pt")["state_dict"])
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        assert "keeps 2 decoded pictures in memory" in capsys.readouterr().out

@@ -200,7 +200,32 @@ def hard_by_hand(scores, truth, valid):
     return [k in {*text, *others} for k in range(len(scores))]
 
 
+def hard_pixels_one_by_one(scores, truth, valid):
+    """What `psenet.hard_pixels` does, one picture after the other."""
+    text = truth.bool() & valid.bool()
+    rest = ~truth.bool() & valid.bool()
+    chosen = []
+    for score, word, other in zip(scores, text, rest, strict=True):
+        count = min(3 * int(word.sum()), int(other.sum()))
+        if count:
+            threshold = score[other].topk(count).values[-1]
+            other = other & (score >= threshold)
+        chosen.append(word | other)
+    return torch.stack(chosen)
+
+
 class TestLoss:
+    @quick
+    @given(seeds, st.integers(1, 4), st.integers(1, 8), st.floats(0, 1), st.booleans())
+    def test_hard_pixels_of_a_batch_are_those_of_its_pictures(self, seed, B, side, share, ties):
+        generator = torch.Generator().manual_seed(seed)
+        scores, truth, valid = torch.rand(3, B, side, side, generator=generator)
+        scores = (scores * 4).round() / 4 if ties else scores
+        truth = (truth < share * torch.arange(B).view(-1, 1, 1)).byte()  # none in picture 0
+        valid = (valid < 0.8).byte()
+        chosen = psenet.hard_pixels(scores, truth, valid)
+        assert torch.equal(chosen, hard_pixels_one_by_one(scores, truth, valid))
+
     @quick
     @given(seeds, st.integers(1, 3), st.integers(1, 6))
     def test_equals_loops(self, seed, B, side):

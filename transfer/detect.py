@@ -30,6 +30,7 @@ import vlpt
 from readers import SPECS
 from readers.pictures import is_picture, open_image
 from training.options import Parser, folder_name, number, some_path
+from transfer.cache import CachedSource
 from transfer.dataset import (
     CheckedSource,
     TrainingCrops,
@@ -50,6 +51,7 @@ from transfer.score import f_score, match_detections
 
 PROGRAM = "python -m transfer.detect"
 WARMUP = 20  # steps
+CHECK_EVERY = 50  # steps after which the loss is looked at
 WEIGHT_DECAY = 1e-4
 OVERLAY_COLOR = (255, 0, 80)
 
@@ -65,15 +67,49 @@ def make_optimizer(model: PSENet, lr: float) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 def load_batches(
-    data: TrainingCrops, steps: int, batch: int, workers: int
+    data: TrainingCrops, steps: int, batch: int, workers: int, pinned: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pixels, kernels and valid pixels of each step's crops."""
+    """Pixels, kernels and valid pixels of each step's crops.
+
+    Args: pinned: whether they are in memory that a GPU copies from without waiting.
+    """
     keys = [list(range(step * batch, (step + 1) * batch)) for step in range(steps)]
-    return iter(torch.utils.data.DataLoader(data, batch_sampler=keys, num_workers=workers))
+    # Forked workers share the memory of a `CachedSource`; spawned ones would copy it.
+    forked = workers > 0 and sys.platform == "linux"
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pinned,
+        multiprocessing_context="fork" if forked else None,
+    )
+    return iter(loader)
+
+
+def train_step(
+    model: PSENet, optimizer: torch.optim.Optimizer, pixels: Tensor, kernels: Tensor, valid: Tensor
+) -> Tensor:
+    """One update, in bfloat16 on a GPU. The host never waits for the GPU.
+
+    Args:
+        pixels: (B, 3, S, S) uint8, on the model's device as the rest.
+        kernels, valid: as for `psenet_loss`.
+    Returns: (2,), the two parts of the loss before the update.
+    """
+    images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        logits = model(images)  # float32
+    text, kernel = psenet_loss(logits, kernels, valid)
+    loss = 0.7 * text + 0.3 * kernel
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack([text, kernel]).detach()
 
 
 def train_detector(
@@ -96,30 +132,28 @@ def train_detector(
     recent = []
     start = time.perf_counter()
     model.train()
-    batches = load_batches(data, steps, batch, workers)
+    on_gpu = device.type == "cuda"
+    torch.backends.cudnn.benchmark |= on_gpu  # crops all have the same size
+    batches = load_batches(data, steps, batch, workers, pinned=on_gpu)
     bar = tqdm(batches, total=steps, disable=None, leave=False)
-    for step, (pixels, kernels, valid) in enumerate(bar):
+    for step, loaded in enumerate(bar):
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / WARMUP) * cosine
+        pixels, kernels, valid = (x.to(device, non_blocking=True) for x in loaded)
+        recent.append(train_step(model, optimizer, pixels, kernels, valid))
 
-        images = vlpt.normalize(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-        text, kernel = psenet_loss(model(images), kernels.to(device), valid.to(device))
-        loss = 0.7 * text + 0.3 * kernel
-        if not torch.isfinite(loss):
-            raise ValueError(f"--lr: expected a smaller one, got {lr}: the loss is {loss.item()}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-        recent.append((text.item(), kernel.item()))
-        if (step + 1) % math.ceil(steps / 10) == 0 or step + 1 == steps:
+        is_reported = (step + 1) % math.ceil(steps / 10) == 0 or step + 1 == steps
+        if is_reported or (step + 1) % CHECK_EVERY == 0:  # the host waits for the device only here
+            text, kernel = torch.stack(recent).mean(0).tolist()
+            loss = 0.7 * text + 0.3 * kernel
+            if not math.isfinite(loss):
+                raise ValueError(f"--lr: expected a smaller one, got {lr}: the loss is {loss}")
+        if is_reported:
             seen = (step + 1) * batch
-            text_mean, kernel_mean = np.mean(recent, 0).tolist()
-            rows.append({"samples": seen, "text": text_mean, "kernel": kernel_mean})
+            rows.append({"samples": seen, "text": text, "kernel": kernel})
             seconds = time.perf_counter() - start
-            bar.write(f"{seen:>9,} {text_mean:7.3f} {kernel_mean:7.3f} {seconds:8.0f}")
+            bar.write(f"{seen:>9,} {text:7.3f} {kernel:7.3f} {seconds:8.0f}")
             recent = []
     return rows
 
@@ -228,7 +262,10 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     weights = None if args.init is None else str(find_checkpoint(Path(args.init)))
     model = place(build_detector(config, weights), args.device)
-    source = open_dataset(args.data, "train", args.long, args.samples, args.seed)
+    source: CheckedSource = open_dataset(args.data, "train", args.long, args.samples, args.seed)
+    if args.cache:
+        source = CachedSource(source, args.cache)
+        print(f"keeps {len(source.cached):,} decoded pictures in memory")
     data = TrainingCrops(source, config, args.crop, args.seed, args.subset)
     size = sum(p.numel() for p in model.parameters())
     start = args.init or "random weights"
@@ -382,6 +419,8 @@ def make_parser() -> Parser:
     )
     add("--seed", type=number(int, 0), default=0, help="decides weights, pictures and crops")
     add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")
+    cache = "memory for decoded pictures, GB; what does not fit is decoded for every crop"
+    add("--cache", type=number(float, 0), default=0, metavar="GB", help=cache)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
 
     command = add_command("eval", "score a detector on held-out pictures")

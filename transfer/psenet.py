@@ -160,7 +160,9 @@ class PSENet(nn.Module):
             levels.append(smooth(laterals.pop() + above))
         size = levels[-1].shape[2:]  # (H / 4, W / 4)
         levels = [F.interpolate(p, size, mode="bilinear", align_corners=False) for p in levels]
-        logits = self.head(self.fuse(torch.cat(levels, 1)))  # (B, n, H / 4, W / 4)
+        fused = self.fuse(torch.cat(levels, 1))  # (B, width, H / 4, W / 4)
+        with vlpt.autocast_off(fused):  # scores in float32, see there
+            logits = self.head(fused.to(self.head.weight.dtype))  # (B, n, H / 4, W / 4)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -204,19 +206,20 @@ def hard_pixels(scores: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     These are all text pixels of a picture and three times as many others, namely the ones that look
     most like text. In a picture without text they are all valid pixels.
 
-    Args: scores, truth and valid, (B, H, W) each.
+    Args: scores, truth and valid, (B, H, W) each; scores are 0..1.
     Returns: (B, H, W) bool.
     """
-    text = truth.bool() & valid.bool()
-    rest = ~truth.bool() & valid.bool()
-    chosen = []
-    for score, word, other in zip(scores.detach(), text, rest, strict=True):
-        count = min(3 * int(word.sum()), int(other.sum()))
-        if count:
-            threshold = score[other].topk(count).values[-1]
-            other = other & (score >= threshold)
-        chosen.append(word | other)
-    return torch.stack(chosen)
+    text = (truth.bool() & valid.bool()).flatten(1)  # (B, H * W)
+    rest = (~truth.bool() & valid.bool()).flatten(1)
+    scores = scores.detach().flatten(1)
+    counts = torch.minimum(3 * text.sum(1, keepdim=True), rest.sum(1, keepdim=True))  # (B, 1)
+    # The threshold of a picture is the count-th largest score of `rest`. A GPU ranks all scores,
+    # since the host would have to wait for the largest count.
+    ranks = scores.shape[1] if scores.is_cuda else max(1, int(counts.max()))
+    ranked = scores.masked_fill(~rest, -1).topk(ranks).values
+    thresholds = ranked.gather(1, (counts - 1).clamp(min=0))
+    chosen = text | rest & ((scores >= thresholds) | (counts == 0))
+    return chosen.view_as(truth)
 
 
 def psenet_loss(logits: Tensor, kernels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""The GPU programme; `python -m experiments.gpu --help` says what it does."""

@@ -1,0 +1,51 @@
+"""Decoded pictures kept in memory, so that not every training crop decodes its picture again."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from transfer.dataset import CheckedSample, CheckedSource
+
+CHUNK = 64  # pictures that are decoded at once
+
+
+class CachedSource:
+    """A source whose first pictures are decoded once, now, and kept.
+
+    Worker processes that are forked later share this memory. A picture that cannot be read is left
+    out, so that reading it raises the same error as without the cache.
+
+    Args:
+        source: where the pictures come from.
+        gigabytes: how much memory their pixels may take; the rest is read whenever it is needed.
+        threads: how many pictures are decoded at the same time.
+    """
+
+    def __init__(self, source: CheckedSource, gigabytes: float, threads: int = 8) -> None:
+        self.source = source
+        self.cached: dict[int, CheckedSample] = {}
+        free = gigabytes * 1e9
+        with ThreadPoolExecutor(threads) as pool:
+            for first in range(0, len(source), CHUNK):
+                indices = range(first, min(first + CHUNK, len(source)))
+                for index, sample in zip(indices, pool.map(self.try_to_read, indices), strict=True):
+                    if sample is None:
+                        continue
+                    free -= 3 * sample.image.width * sample.image.height
+                    if free < 0:
+                        return
+                    self.cached[index] = sample
+
+    def try_to_read(self, index: int) -> CheckedSample | None:
+        try:
+            return self.source[index]
+        except ValueError:
+            return None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def __getitem__(self, index: int) -> CheckedSample:
+        found = self.cached.get(index)
+        return self.source[index] if found is None else found
