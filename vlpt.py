@@ -55,22 +55,23 @@ Differences from the released code. Each is marked by its number where it occurs
 D8, D10 and D11 are in the trainer and its data.
     D1   The feature of a word is the mean over its characters. Released: the state at its end
          token.
-    D2   Every character is a query of the decoder, so that predictions are (B, 25, 3). Released:
-         one query per word. In training only the masked character is decoded, see `MaskedOnly`.
+    D2   `VLPT` decodes every character, so that its predictions, the argmax of the logits, are
+         (B, 25, 3). Released: one query per word. Training decodes one character per word here as
+         well, the masked one, see `MaskedOnly`.
     D3   The contrastive loss is the sum of both directions, as in the paper. Released: half of it.
     D4   Empty word slots are left out of every mean. Released: the mean is over all 32 slots.
     D5   A character attends to its whole word. Released: a causal mask.
     D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
          Released: the cap is commented out.
-    D7   Gradients flow through the features of all processes. Released: on each of G GPUs only
-         through its own features, which is a share of the gradient of L_bc. The shares would have
-         to be summed but are averaged, so the gradient of L_bc is divided by G, and that of L_cls
-         is not. With D3, L_bc therefore weighs 2G times as much for the encoders here, 16 times
-         the released code's on its 8 GPUs.
+    D7   Gradients flow through the features of all processes. Released: each of G GPUs sends the
+         gradient of L_bc through its own features only. DistributedDataParallel then averages
+         these G partial gradients instead of summing them, so the encoders get 1/G of the gradient
+         of L_bc, but all of that of L_cls. Together with D3, L_bc weighs 2G times as much here,
+         16 times for the released 8 GPUs.
     D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
-         other linear layers as torch does. Released: residual projections are scaled by
-         (2 * layers)^-0.5.
+         other linear layers as torch does. Released: residual projections are scaled further by
+         (2 * layers)^-0.5, and the decoder has the deviations of the text encoder's width.
     D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
     D11  Images are stretched to a square. Released: RandomResizedCrop.
     D12  There is no end token after a word. Released: an end token, and no UNK. Both vocabularies
@@ -209,10 +210,8 @@ TINY = Config(  # learns to read digits on a CPU in minutes
 
 def normalize(pixels: Tensor) -> Tensor:
     """Turn RGB pixels (B, 3, H, W), uint8 in 0..255, into float32 with CLIP's mean and std."""
-    # Filled on the device, since a GPU would have to wait for a tensor that comes from the host.
-    mean = torch.stack([torch.full((1, 1), x, device=pixels.device) for x in PIXEL_MEAN])
-    std = torch.stack([torch.full((1, 1), x, device=pixels.device) for x in PIXEL_STD])
-    return (pixels / 255 - mean) / std
+    channels = [(pixels[:, c] / 255 - PIXEL_MEAN[c]) / PIXEL_STD[c] for c in range(3)]
+    return torch.stack(channels, dim=1)
 
 
 # ---- Step 1: image encoder, a ResNet and an attention pool -------------------------------------
@@ -521,7 +520,7 @@ class TextEncoder(nn.Module):
     position is that of a character in its word.
     """
 
-    words_per_sequence = 1
+    words_per_sequence = 1  # and sets of positions; `SentenceEncoder` has one for each word slot
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -550,7 +549,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Step 3, te = Enc(ce): (B, L, N) ids to (B, L, N, D).
 
-        Pads are never attended to. The output at a pad has no meaning and affects no loss.
+        No character ever attends to a pad. The output at a pad has no meaning and affects no loss.
         The shapes below are those of one word per sequence.
         """
         B, L, N = ids.shape
@@ -568,7 +567,7 @@ class TextEncoder(nn.Module):
 class SentenceEncoder(TextEncoder):
     """The paper's ablation: all words of an image are one sequence of N * L positions."""
 
-    words_per_sequence = MAX_WORDS  # each with its own positions
+    words_per_sequence = MAX_WORDS
 
     def to_sequences(self, x: Tensor) -> Tensor:
         """Turn (B, L, N, ...) into one sequence per image, (B, N * L, ...)."""
@@ -869,8 +868,8 @@ def contrastive_loss(
     Args:
         image, text: (B, D), row b of both is a pair. They are L2-normalised here.
         logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
-            cap it has no gradient. In float32 exp(ln(100)) is already above, so a trainer has to
-            keep it strictly below ln(100).
+            cap it has no gradient and would be stuck, so a trainer has to keep it slightly below
+            ln(100), which rounded to float32 is already above.
         is_pair: (B,) bool, the rows that take part. Others are neither pairs nor negatives of
             other pairs. None: all take part.
     Returns:
@@ -910,7 +909,8 @@ def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Ten
     Args:
         output: of `VLPT` or `MaskedOnly`. To train with several processes, first gather the
             outputs and targets of all of them, in a way that gradients pass through (D7).
-        targets: (B, L, N), see `char_loss`.
+        targets: those of `output.logits`: (B, L, N) from `mask_one_char` for `VLPT`, or the
+            (B, 1, N) that `MaskedOnly` returns.
         contrastive: the model's `config.contrastive`; False is the ablation loss = L_cls.
     """
     loss = char_loss(output.logits, targets)
@@ -959,7 +959,8 @@ def export_backbone(
     Args:
         model: a backbone, or a model that has one.
         path: a file in an existing folder. It ends in ".safetensors" (needs that package; also
-            holds metadata: backbone, layout, pixel statistics, a model's sizes) or in ".pt".
+            holds metadata: backbone, layout, pixel statistics, and for a `VLPT` the number of its
+            alphabet's characters and its `backbone_size`) or in ".pt".
         layout: whose names the tensors get: "native" (CLIP's or torchvision's), "timm", or "mmocr",
             which is for CLIP's ResNets only.
         notes: more metadata, for example training_data="synth".

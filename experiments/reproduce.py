@@ -824,7 +824,7 @@ def write_report(table: str, name: str, folder: Path) -> list[str]:
 
 
 def write_summary(name: str, folder: Path) -> None:
-    """Put all tables of a scale into one small file, from which docs/detectors.md takes its tables."""
+    """Put all tables of a scale into one small file, which docs/detectors.md shows."""
     runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
     if not runs:
         raise ValueError(f"{folder}: expected runs, got none; run `{PROGRAM} a` first")

@@ -2,7 +2,7 @@
 
 In float32 and bit for bit, except where torchvision folds the statistics into a scale and a shift.
 MMOCR does not install from the registry: its names and shapes are in clip_resnet50_keys.txt. The
-lines that README.md gives for each consumer are run here.
+lines that docs/backbone.md gives for each consumer are run here.
 """
 
 import math
@@ -23,14 +23,14 @@ import hubconf
 import vlpt
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-SECTION = README.split("## Put the backbone into ")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs" / "backbone.md").read_text()
+SECTION = PAGE.split("## Load it in a network\n")[1].split("\n## ")[0]
 ROWS = re.findall(r"^\| `?([^`|]+)`? \| `([^`]+)`.* \| `(\w+)`, (\w+).* \|$", SECTION, re.MULTILINE)
 FUSED = 1e-5  # of the largest value; torchvision's FrozenBatchNorm2d multiplies by w / sqrt(var)
 
 
 @cache
-def lively(name: str) -> vlpt.Backbone:
+def randomized_backbone(name: str) -> vlpt.Backbone:
     """A backbone with statistics and gains away from 0 and 1, in evaluation mode."""
     torch.manual_seed(0)
     backbone = vlpt.build_backbone(name).eval()
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 @cache
 def exported(folder: Path, name: str, layout: str) -> Path:
     path = folder / f"{name}_{layout}{'.pt' if layout == 'mmocr' else '.safetensors'}"
-    vlpt.export_backbone(lively(name), path, layout)
+    vlpt.export_backbone(randomized_backbone(name), path, layout)
     return path
 
 
@@ -60,7 +60,7 @@ def images() -> Tensor:
 
 
 def run_row(start: str, folder: Path) -> tuple[Any, str]:
-    """Do what README's row for a network says; the network (or what the line gives), its name."""
+    """Do what the page's row for a network says; the network (or what the line gives), its name."""
     ((network, line, name, layout),) = [row for row in ROWS if row[0].startswith(start)]
     path = exported(folder, name, "native" if layout == "any" else layout)
     detection = torchvision.models.detection
@@ -93,7 +93,7 @@ def stages(network: nn.Module, images: Tensor) -> list[Tensor]:
 
 def same(got: list[Tensor], name: str, images: Tensor) -> None:
     with torch.no_grad():
-        want = lively(name)(images)
+        want = randomized_backbone(name)(images)
     assert [x.shape for x in got] == [x.shape for x in want]
     assert [torch.equal(a, b) for a, b in zip(got, want, strict=True)] == [True] * 4
 
@@ -118,7 +118,7 @@ class TestTorchvision:
         network, name = run_row("resnet_fpn_backbone", folder)
         got = stages(network.body, images)
         with torch.no_grad():
-            want = lively(name)(images)
+            want = randomized_backbone(name)(images)
         assert not torch.equal(got[3], want[3])  # else the tolerance is not needed any more
         for a, b in zip(got, want, strict=True):
             assert (a - b).abs().max() <= FUSED * b.abs().max()
@@ -165,7 +165,7 @@ class TestMMOCR:
 
     def test_each_tensor_has_the_place_that_its_name_says(self, folder):
         held = torch.load(exported(folder, "clip_resnet50", "mmocr"), weights_only=True)
-        state = lively("clip_resnet50").state_dict()
+        state = randomized_backbone("clip_resnet50").state_dict()
         assert len(state) == 330
         for theirs, ours, _ in key_table():
             assert torch.equal(held[theirs], state[ours])
@@ -268,7 +268,7 @@ def test_the_section_has_no_row_that_is_not_run_above():
 def test_pixel_means_that_the_section_quotes():
     """CLIP's of 0..255, as MMOCR's data_preprocessor wants them."""
     for name, values in (("mean", vlpt.PIXEL_MEAN), ("std", vlpt.PIXEL_STD)):
-        quoted = re.search(rf"{name}=\[([\d., ]+)\]", SECTION)[1]
+        quoted = re.search(rf"{name}=\[([\d., ]+)\]", PAGE)[1]
         got = [float(number) for number in quoted.split(",")]
         assert all(
             math.isclose(a, 255 * b, abs_tol=0.005) for a, b in zip(got, values, strict=True)
