@@ -51,8 +51,8 @@ j, te the character features, H a cross-entropy, i2t image-to-text and t2i its r
 `VLPT` chains steps 1, 2, 3 and 5. The proof of a step is the test class in test_vlpt.py whose name
 begins like that.
 
-Differences from the released code. Each is marked by its number where it occurs in this file; D7,
-D8, D10 and D11 are in the trainer and its data.
+Differences from the released code. Each is marked by its number where it occurs in this file; D10,
+D11 and most of D7 and D8 are in the trainer and its data.
     D1   The feature of a word is the mean over its characters. Released: the state at its end
          token.
     D2   `VLPT` decodes every character, so that its predictions, the argmax of the logits, are
@@ -71,7 +71,8 @@ D8, D10 and D11 are in the trainer and its data.
     D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
          other linear layers as torch does. Released: residual projections are scaled further by
-         (2 * layers)^-0.5, and the decoder has the deviations of the text encoder's width.
+         (2 * layers)^-0.5, and deviations in the decoder are computed from the width of the text
+         encoder. Other layers were not compared.
     D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
     D11  Images are stretched to a square. Released: RandomResizedCrop.
     D12  There is no end token after a word. Released: an end token, and no UNK. Both vocabularies
@@ -97,10 +98,10 @@ from torch import Tensor, nn
 __version__ = "0.2.0"
 
 MAX_CHARS = 25  # L, longer words are cut
-MAX_WORDS = 3  # N, images with fewer words have empty slots
+MAX_WORDS = 3  # N (D8), images with fewer words have empty slots
 PAD, MASK, UNK = 0, 1, 2  # token ids; the ids of the alphabet's characters follow
 IGNORE_INDEX = -100  # the target of a position that is not masked
-MAX_LOGIT_SCALE = 100.0
+MAX_LOGIT_SCALE = 100.0  # of exp(logit_scale), D6
 PRINTABLE = "".join(chr(code) for code in range(33, 127))  # 94 ASCII characters, without space
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's statistics of RGB pixels in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -181,7 +182,7 @@ class Config:
     decoder_layers: int = 6
     decoder_heads: int = 8
     text_encoder: str = "character"  # ablation "sentence": all words of an image as one sequence
-    decoder: str = "visual_textual"  # ablation "none": the head classifies the sum te + v
+    decoder: str = "visual_textual"  # ablation "none": classify character + image feature
     contrastive: bool = True  # ablation False: loss = L_cls
 
     def __post_init__(self) -> None:
@@ -209,7 +210,7 @@ TINY = Config(  # learns to read digits on a CPU in minutes
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Turn RGB pixels (B, 3, H, W), uint8 in 0..255, into float32 with CLIP's mean and std."""
+    """Normalise RGB pixels (B, 3, H, W), uint8 in 0..255, by CLIP's mean and std, to float32."""
     channels = [(pixels[:, c] / 255 - PIXEL_MEAN[c]) / PIXEL_STD[c] for c in range(3)]
     return torch.stack(channels, dim=1)
 
@@ -520,7 +521,7 @@ class TextEncoder(nn.Module):
     position is that of a character in its word.
     """
 
-    words_per_sequence = 1  # and sets of positions; `SentenceEncoder` has one for each word slot
+    words_per_sequence = 1  # each word of a sequence has its own L positions
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -710,8 +711,8 @@ class VLPT(nn.Module):
         """Steps 1, 2, 3 and 5.
 
         Args:
-            images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, which is the
-                stride of a whole ResNet.
+            images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, the stride of
+                a ResNet with four stages. Those with fewer stages need it too.
             ids: (B, L, N) int64 as `mask_one_char` returns them. L is at most 25 and N at most 3;
                 rows and columns that hold only PAD may be cut off.
         Raises:
@@ -868,8 +869,8 @@ def contrastive_loss(
     Args:
         image, text: (B, D), row b of both is a pair. They are L2-normalised here.
         logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
-            cap it has no gradient and would be stuck, so a trainer has to keep it slightly below
-            ln(100), which rounded to float32 is already above.
+            cap it has no gradient and would be stuck. A trainer therefore has to clamp it to
+            slightly less than ln(100), which float32 rounds to a value above the cap.
         is_pair: (B,) bool, the rows that take part. Others are neither pairs nor negatives of
             other pairs. None: all take part.
     Returns:
@@ -1100,7 +1101,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror}); nothing is changed") from None
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing is changed"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 

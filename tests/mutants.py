@@ -59,8 +59,8 @@ MUTANTS = [
      "self.token_embedding(ids)"),
     ("the position of another character", "TestStep2", "self.positional_embedding[:L, :N]",
      "self.positional_embedding.roll(1, 0)[:L, :N]"),
-    ("positions of their own for every word", "TestStep2", "words_per_sequence = 1  # and",
-     "words_per_sequence = MAX_WORDS  # and"),
+    ("positions of their own for every word", "TestStep2", "words_per_sequence = 1  # each",
+     "words_per_sequence = MAX_WORDS  # each"),
     ("MASK embedded as UNK", "TestStep2", "self.token_embedding(ids) + positions",
      "self.token_embedding(ids.masked_fill(ids == MASK, UNK)) + positions"),
     # step 3
