@@ -1,6 +1,7 @@
 """Tests of training/report.py: what is drawn, what is read, what the page holds."""
 
 import copy
+import errno
 import http.server
 import json
 import math
@@ -364,7 +365,7 @@ class TestReport:
         before = path.read_bytes()
 
         def full(file):
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
