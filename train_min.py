@@ -13,6 +13,8 @@ printed is `RESULT key=value ...`.
 Held-out images measure what was learned: the masked characters are predicted once from their own
 image and once from another image. The difference, `gain`, measures how much of the accuracy comes
 from the image rather than from the other letters.
+
+D6, D7 and so on are the differences from the released code that vlpt.py lists at its top.
 """
 
 import argparse
@@ -81,7 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--samples", type=at_least_2, default=60_000, help=samples)
     batch = "images a step, in all processes together (default: 64)"
     add("--batch", type=at_least_2, default=64, help=batch)
-    accumulate = "save memory by K pieces, each run twice; exact gradient (GradCache; default: 1)"
+    accumulate = (
+        "cut the batch into K pieces, each run twice, to save memory (GradCache; default: 1)"
+    )
     add("--accumulate", type=positive, default=1, metavar="K", help=accumulate)
     add("--recompute", action="store_true", help="save memory by running the backbone twice")
     lr = "largest learning rate (default: tiny 1e-3, oclip_rn50 1e-4 as published)"
@@ -131,7 +135,7 @@ def configure(args: argparse.Namespace) -> tuple[vlpt.Config, data_stub.Scene]:
         if args.alphabet == "data":
             sources.append(readers.open_source(args.data, "train", seed=args.seed, scene=scene))
         alphabet = readers.read_alphabet(args.alphabet, *sources)
-    if alphabet != config.alphabet:
+    if alphabet != config.alphabet:  # the preset's scene is made for its own alphabet
         scene = data_stub.Scene(alphabet=alphabet)
     if args.backbone:
         config = dataclasses.replace(config, backbone=args.backbone, backbone_size={})
@@ -161,7 +165,11 @@ def lr_at(step: int, steps: int, warmup: int) -> float:
 def forward(
     model: nn.Module, images: Tensor, ids: Tensor, targets: Tensor
 ) -> tuple[vlpt.Output, Tensor]:
-    """Run a `vlpt.MaskedOnly` on uint8 images, in bfloat16 where that is fast."""
+    """Run a `vlpt.MaskedOnly` on uint8 images, in bfloat16 on a GPU.
+
+    Returns:
+        The output and the targets of the masked characters alone, as `vlpt.MaskedOnly` gives them.
+    """
     images = vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
         return model(images, ids, targets)
@@ -220,7 +228,7 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         batches: with W processes, every W-th held-out batch. The result is that of all of them.
     """
     model.eval()
-    distributed.broadcast_buffers(model)  # on CPUs, batch statistics differ between processes
+    distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
     device = next(model.parameters()).device
     counts, features = Counter[str](), []
     reason = "there is none"
@@ -319,8 +327,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     batches = data.training_batches(training_set, args.batch, done + 1, steps, workers)
     hidden = True if rank() else None  # None: if there is no terminal
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, leave=False, disable=hidden)
-    named = name_pictures(training_set, args.batch)
-    with runs.catch_signals() as caught, bar, contextlib.closing(batches), named:
+    naming_pictures = name_pictures(training_set, args.batch)  # in errors of a step
+    with runs.catch_signals() as caught, bar, contextlib.closing(batches), naming_pictures:
         start = time.perf_counter()
         for step, batch in enumerate(batches, start=done + 1):
             waited = time.perf_counter() - start

@@ -15,6 +15,8 @@ more points, these are boxes around them, and `readers.detection` gives the poly
 `python -m readers check SOURCE` reads a source through and reports what it holds and what was left
 out of it; `python -m readers sheet SOURCE OUT.png` draws its first pictures. docs/quirks.md lists
 what becomes of the odd things that data sets hold.
+
+To add a data set, write a subclass of `readers.folder.Folder` and list it in `READERS` and `SPECS`.
 """
 
 from collections.abc import Callable

@@ -205,7 +205,7 @@ class TestFonts:
         assert names == sorted(names) == [Path(font).name for font in ds.FONTS]
 
     def test_each_draws_every_printable_character(self):
-        glyphs = ds.find_glyphs(vlpt.PRINTABLE)
+        glyphs = ds.find_glyphs(vlpt.PRINTABLE, ds.FONTS)
         assert len(glyphs) == 8 and all(len(found) == 94 for found in glyphs.values())
 
     def test_are_pinned_exactly_by_pyproject(self):
@@ -219,19 +219,20 @@ class TestFonts:
         for path in ds.font_files():
             with TTFont(path) as font:
                 mapped = font.getBestCmap()
-            monkeypatch.setattr(ds, "font_files", lambda path=path: (path,))
+            monkeypatch.setattr(ds, "font_files", lambda _fonts, path=path: (path,))
             for char in chars:
                 ds.find_glyphs.cache_clear()
                 if ord(char) in mapped:
-                    assert ds.find_glyphs(char) == {path: {char}}
+                    assert ds.find_glyphs(char, ds.FONTS) == {path: {char}}
                 else:
                     with pytest.raises(ValueError, match="that none has"):
-                        ds.find_glyphs(char)
+                        ds.find_glyphs(char, ds.FONTS)
 
     def test_a_word_is_drawn_only_in_fonts_that_have_all_of_it(self):
         alphabet = string.ascii_letters + "Жω"
-        assert [path.name for path in ds.fonts_for("aЖ", alphabet)] == ["Manrope-Bold.ttf"]
-        assert len(ds.fonts_for("a", alphabet)) == 8
+        scene = ds.Scene(alphabet=alphabet)
+        assert [path.name for path in ds.fonts_for("aЖ", scene)] == ["Manrope-Bold.ttf"]
+        assert len(ds.fonts_for("a", scene)) == 8
         scene = ds.Scene(alphabet=alphabet, kinds=("random",), words=(1, 1))
         samples = [ds.render(0, k, 64, scene=scene) for k in range(20)]
         assert any(set(word) & set("Жω") for sample in samples for word in sample.words)
@@ -243,12 +244,14 @@ class TestFonts:
             ds.Rendered(64, 4, scene=scene)
 
     def test_a_missing_package_is_named_with_the_command_that_installs_it(self, monkeypatch):
-        ds.font_files.cache_clear()
-        monkeypatch.setattr(ds, "FONTS", ("font_nowhere/files/A.ttf",))
         message = r"fonts: expected the package font-nowhere with A\.ttf.*pip install '\.\[data\]'"
         with pytest.raises(FileNotFoundError, match=message):
-            ds.font_files()
-        ds.font_files.cache_clear()
+            ds.font_files(("font_nowhere/files/A.ttf",))
+
+    def test_the_demo_draws_two_of_them(self):
+        fonts = [path.name for path in ds.fonts_for("0123456789", ds.DIGITS)]
+        assert fonts == ["Caladea-Regular.ttf", "Lato-Regular.ttf"]
+        assert set(ds.DIGITS.fonts) < set(ds.FONTS)
 
     def test_a_folder_of_fonts_may_be_added_and_broken_files_are_skipped(self, own_fonts, capsys):
         (own_fonts / "sub").mkdir()

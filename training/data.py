@@ -1,4 +1,8 @@
-"""Loading batches: worker processes, pictures that cannot be read, and the way to the device."""
+"""Loading batches: worker processes, pictures that cannot be read, and the way to the device.
+
+`data_stub.Pretraining` decides that a picture is skipped, this file puts another one in its place,
+and `training.log.Log` counts it.
+"""
 
 import argparse
 import math

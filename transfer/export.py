@@ -4,6 +4,7 @@
     python -m transfer.export runs/demo backbone.pt --layout mmocr
 
 The file holds the backbone's weights and nothing else. Run this from the clone of the repository.
+To add a layout, see `LAYOUTS` in vlpt.py.
 """
 
 import argparse
