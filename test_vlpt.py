@@ -372,13 +372,24 @@ class TestStep1ImageEncoder:
         x = x + state["positional_embedding"][:, None, :]
         projections = {f"{p}_proj_weight": state[f"{p}_proj.weight"] for p in "qkv"}
         x, _ = F.multi_head_attention_forward(
-            x, x, x, x.shape[-1], heads,
+            x,
+            x,
+            x,
+            x.shape[-1],
+            heads,
             in_proj_weight=None,
             in_proj_bias=torch.cat([state[f"{p}_proj.bias"] for p in "qkv"]),
-            bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0,
-            out_proj_weight=state["c_proj.weight"], out_proj_bias=state["c_proj.bias"],
-            use_separate_proj_weight=True, training=False, need_weights=False, **projections,
-        )  # fmt: skip
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0,
+            out_proj_weight=state["c_proj.weight"],
+            out_proj_bias=state["c_proj.bias"],
+            use_separate_proj_weight=True,
+            training=False,
+            need_weights=False,
+            **projections,
+        )
         return maps, x[0], x[1:].transpose(0, 1)
 
     @pytest.mark.parametrize(("layers", "heads"), [((1, 1, 1, 1), 4), ((2, 1, 3), 2)])
@@ -421,8 +432,10 @@ class TestStep1ImageEncoder:
         with torch.device("meta"):
             shapes = {k: v.shape for k, v in vlpt.build_backbone(name).state_dict().items()}
             if name.startswith("clip"):
-                blocks = [len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")})
-                          for n in (1, 2, 3, 4)]  # fmt: skip
+                blocks = [
+                    len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")})
+                    for n in (1, 2, 3, 4)
+                ]
                 assert (
                     blocks == {"clip_resnet50": [3, 4, 6, 3], "clip_resnet101": [3, 4, 23, 3]}[name]
                 )
@@ -569,8 +582,11 @@ class TestStep1ImageEncoder:
 class TestStep2Embedding:
     """ce_j = W_c c_j + PE_j with one-hot c_j and learned PE."""
 
-    token_ids = arrays(np.int64, st.tuples(small_int, st.sampled_from([1, 4, 25]), st.just(3)),
-                       elements=st.integers(0, 6))  # fmt: skip
+    token_ids = arrays(
+        np.int64,
+        st.tuples(small_int, st.sampled_from([1, 4, 25]), st.just(3)),
+        elements=st.integers(0, 6),
+    )
 
     @fewer_examples
     @given(token_ids=token_ids, text_encoder=text_encoders)

@@ -165,10 +165,12 @@ class TestModel:
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [(["step", "--batch", "0"], "--batch: expected a whole number of at least 1, got '0'"),
-         (["step", "--preset", "huge"], "invalid choice: 'huge'"),
-         (["speed"], "invalid choice: 'speed'")],
-    )  # fmt: skip
+        [
+            (["step", "--batch", "0"], "--batch: expected a whole number of at least 1, got '0'"),
+            (["step", "--preset", "huge"], "invalid choice: 'huge'"),
+            (["speed"], "invalid choice: 'speed'"),
+        ],
+    )
     def test_a_mistake_is_one_line(self, capsys, options, message):
         with pytest.raises(SystemExit) as stop:
             bench.main(options)

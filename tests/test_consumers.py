@@ -191,8 +191,11 @@ def released() -> dict:
         state[f"visual.attnpool.{name}.weight"] = torch.rand(side, 2048, generator=generator)
         state[f"visual.attnpool.{name}.bias"] = torch.rand(side, generator=generator)
     state["visual.attnpool.positional_embedding"] = torch.rand(257, 2048, generator=generator)
-    state |= {"logit_scale": torch.tensor(1.0), "token_embedding.weight": torch.zeros(97, 64),
-              "transformer.resblocks.0.ln_1.weight": torch.ones(64)}  # fmt: skip
+    state |= {
+        "logit_scale": torch.tensor(1.0),
+        "token_embedding.weight": torch.zeros(97, 64),
+        "transformer.resblocks.0.ln_1.weight": torch.ones(64),
+    }
     moments = {"step": 3, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
     optimizer = {"state": {0: moments}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
     return {"epoch": 100, "name": "oclip", "state_dict": state, "optimizer": optimizer}
@@ -258,8 +261,16 @@ class TestHub:
 
 
 def test_the_section_has_no_row_that_is_not_run_above():
-    starts = ("torchvision.models.resnet50", "resnet_fpn", "maskrcnn_", "fcos_", "timm.", "smp.",
-              "MMOCR", "this")  # fmt: skip
+    starts = (
+        "torchvision.models.resnet50",
+        "resnet_fpn",
+        "maskrcnn_",
+        "fcos_",
+        "timm.",
+        "smp.",
+        "MMOCR",
+        "this",
+    )
     assert len(ROWS) == 10 and all(row[0].startswith(starts) for row in ROWS)
     rows = [line for line in SECTION.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(ROWS)  # the heading's

@@ -39,10 +39,21 @@ STEPS = [
     for k in range(1, 99)
 ]
 EVALUATIONS = [
-    {"samples": 98 * k, "acc_right": k / 10, "acc_other": 0.1, "gain": k / 10 - 0.1, "i2t": k / 99,
-     "t2i": k / 80, "pictures": 16, "characters": 20, "unreadable": 0, "img_s": 170.0, "wait": 0.01}
+    {
+        "samples": 98 * k,
+        "acc_right": k / 10,
+        "acc_other": 0.1,
+        "gain": k / 10 - 0.1,
+        "i2t": k / 99,
+        "t2i": k / 80,
+        "pictures": 16,
+        "characters": 20,
+        "unreadable": 0,
+        "img_s": 170.0,
+        "wait": 0.01,
+    }
     for k in range(1, 9)
-]  # fmt: skip
+]
 RESULT = EVALUATIONS[-1] | {"skipped": 0, "seconds": 77}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -59,10 +70,15 @@ def write_run(folder: Path, *, ended: bool = True, log: str | None = None, **arg
     folder.mkdir(parents=True)
     args = {"data": "synth", "preset": "tiny", "name": folder.name, "lr": 1e-3, "init": None} | args
     facts = {
-        "args": args, "config": {"alphabet": "0123456789", "image_size": 64}, "parameters": 2289431,
-        "versions": {"python": "3.11.7", "torch": "2.14.1"}, "commit": None, "device": "cpu",
-        "data": {"train": "9 pictures", "heldout": "4"}, "chance": [math.log(13), 2 * math.log(64)],
-    }  # fmt: skip
+        "args": args,
+        "config": {"alphabet": "0123456789", "image_size": 64},
+        "parameters": 2289431,
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "commit": None,
+        "device": "cpu",
+        "data": {"train": "9 pictures", "heldout": "4"},
+        "chance": [math.log(13), 2 * math.log(64)],
+    }
     (folder / "run.json").write_text(json.dumps(facts))
     rows = [{"kind": "step"} | row for row in STEPS]
     rows += [{"kind": "evaluation"} | row for row in EVALUATIONS]
@@ -119,12 +135,16 @@ class TestCurves:
         assert raw.get_alpha() < 0.5 and smooth.get_alpha() is None
         assert list(chance.get_ydata()) == [2.0, 2.0]
         assert [axes.texts[0].get_text() for axes in (losses, contrastive, read, found)] == [
-            "chance, 2.00", "chance, 2 ln B = 8.00", "chance, 0.135", "chance, 0.0625"
-        ]  # fmt: skip
+            "chance, 2.00",
+            "chance, 2 ln B = 8.00",
+            "chance, 0.135",
+            "chance, 0.0625",
+        ]
         assert read.lines[0].get_ydata().tolist() == [row["acc_right"] for row in EVALUATIONS]
         assert [text.get_text() for text in read.get_legend().get_texts()] == [
-            "with the correct image", "with another image"
-        ]  # fmt: skip
+            "with the correct image",
+            "with another image",
+        ]
 
     @pytest.mark.parametrize("steps", [STEPS, STEPS[:1], []])
     @pytest.mark.parametrize("evaluations", [EVALUATIONS, []])
@@ -279,11 +299,26 @@ def chromium(address: str, *options: str) -> str:
     """What Chromium prints when it opens a page."""
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-             "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}", *options,
-             address], capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--hide-scrollbars",
+                f"--user-data-dir={profile}",
+                *options,
+                address,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
     return done.stdout
 
 
@@ -306,9 +341,17 @@ class TestReport:
         args = {"data": "jsonl:a b", "lr": 0.1, "init": "-x", "resume": None, "tensorboard": True}
         text = report.command({"args": args, "processes": 2}).replace("\\\n", "")
         assert shlex.split(text) == [
-            "torchrun", "--nproc-per-node", "2", "train_min.py", "--data", "jsonl:a b",
-            "--lr", "0.1", "--init=-x", "--tensorboard",
-        ]  # fmt: skip
+            "torchrun",
+            "--nproc-per-node",
+            "2",
+            "train_min.py",
+            "--data",
+            "jsonl:a b",
+            "--lr",
+            "0.1",
+            "--init=-x",
+            "--tensorboard",
+        ]
 
     def test_it_needs_no_network_and_no_other_file(self, tmp_path):
         text = report.write_report(write_run(tmp_path / "a")).read_text()
@@ -378,8 +421,12 @@ class TestReport:
         shades = []
         for scheme in (1, 0):  # light, dark
             shot = tmp_path / f"{scheme}.png"
-            chromium(page.as_uri(), f"--screenshot={shot}", "--window-size=1100,1400",
-                     f"--blink-settings=preferredColorScheme={scheme}")  # fmt: skip
+            chromium(
+                page.as_uri(),
+                f"--screenshot={shot}",
+                "--window-size=1100,1400",
+                f"--blink-settings=preferredColorScheme={scheme}",
+            )
             with Image.open(shot) as image:
                 pixels = np.asarray(image.convert("L"))
             assert pixels.shape == (1400, 1100) and pixels.std() > 10
@@ -397,9 +444,14 @@ class TestReport:
         dom = chromium(frame.as_uri(), "--dump-dom", "--window-size=800,900")
         told = dom[dom.index('id="said">') + len('id="said">') :].split("</p>")[0]
         assert json.loads(told) == {
-            "title": "a: a run of VLPT", "wide": 360, "room": 360, "loaded": [True] * 5,
-            "mode": "CSS1Compat", "regions": 2, "small": pytest.approx(13.6, abs=0.5)
-        }  # fmt: skip
+            "title": "a: a run of VLPT",
+            "wide": 360,
+            "room": 360,
+            "loaded": [True] * 5,
+            "mode": "CSS1Compat",
+            "regions": 2,
+            "small": pytest.approx(13.6, abs=0.5),
+        }
 
     @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
     def test_chromium_asks_for_nothing_but_the_page(self, tmp_path):

@@ -139,8 +139,10 @@ class TestResume:
         for result in results:
             del result["seconds"], result["wait"]
         assert results[0] == results[1]
-        rows = [[r for r in map(json.loads, x[1].splitlines()) if r["kind"] == "step"]
-                for x in (ours, theirs)]  # fmt: skip
+        rows = [
+            [r for r in map(json.loads, x[1].splitlines()) if r["kind"] == "step"]
+            for x in (ours, theirs)
+        ]
         assert rows[0] == rows[1]
 
     @pytest.mark.parametrize("place", ["half of the file", "between the two renames"])
@@ -219,9 +221,13 @@ class TestResume:
 
     @pytest.mark.parametrize(
         ("content", "told"),
-        [("cut", "not a readable checkpoint"), ("foreign", "expected a checkpoint of train_min.py"),
-         ("other sizes", "expected this run's model"), ("evil", "not a readable")],
-    )  # fmt: skip
+        [
+            ("cut", "not a readable checkpoint"),
+            ("foreign", "expected a checkpoint of train_min.py"),
+            ("other sizes", "expected this run's model"),
+            ("evil", "not a readable"),
+        ],
+    )
     def test_a_damaged_or_foreign_checkpoint_is_refused_and_the_one_before_offered(
         self, content, told, stopped_at_7, tmp_path
     ):
@@ -594,8 +600,9 @@ class TestManyProcesses:
         for k in range(0, 36, 3):
             Path(f"st/1/picture_{k}.jpg").unlink()
         began = time.monotonic()
-        out = torchrun(2, str(ROOT / "train_min.py"), *RUN, "--samples", "800",
-                       "--data", "synthtext:st")  # fmt: skip
+        out = torchrun(
+            2, str(ROOT / "train_min.py"), *RUN, "--samples", "800", "--data", "synthtext:st"
+        )
         assert out.returncode != 0 and "of the pictures to be unreadable" in out.stderr
         assert "process 0: error" in out.stderr or "process 1: error" in out.stderr
         assert time.monotonic() - began < 90
@@ -643,12 +650,36 @@ def torchrun(count, *argv):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-OPTIONS = [action.option_strings[-1] for action in train_min.make_parser()._actions
-           if action.option_strings[-1] != "--help"]  # fmt: skip
+OPTIONS = [
+    action.option_strings[-1]
+    for action in train_min.make_parser()._actions
+    if action.option_strings[-1] != "--help"
+]
 WORDS = st.one_of(
-    st.sampled_from([*OPTIONS, "tiny", "synth", "jsonl:x", "synthtext:", "icdar2015:.", "nan", "0",
-                     "-1", "1e400", "8", "99999999999999999999", "ascii", "..", "", "é\0"]),
-    st.text(max_size=5), st.integers().map(str), st.floats().map(str))  # fmt: skip
+    st.sampled_from(
+        [
+            *OPTIONS,
+            "tiny",
+            "synth",
+            "jsonl:x",
+            "synthtext:",
+            "icdar2015:.",
+            "nan",
+            "0",
+            "-1",
+            "1e400",
+            "8",
+            "99999999999999999999",
+            "ascii",
+            "..",
+            "",
+            "é\0",
+        ]
+    ),
+    st.text(max_size=5),
+    st.integers().map(str),
+    st.floats().map(str),
+)
 
 
 @settings(deadline=None, max_examples=150)

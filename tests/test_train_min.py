@@ -83,10 +83,14 @@ class TestParts:
         assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
         names = {id(p): name for name, p in model.named_parameters()}
         assert {names[id(p)] for p in kept["params"]} == {
-            n for n in names.values()
-            if n.endswith("bias") or "ln_" in n or ".bn" in n or "downsample.1." in n
+            n
+            for n in names.values()
+            if n.endswith("bias")
+            or "ln_" in n
+            or ".bn" in n
+            or "downsample.1." in n
             or n == "logit_scale"
-        }  # fmt: skip
+        }
         assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
     def test_evaluation_tells_reading_from_guessing(self):
@@ -358,10 +362,13 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         ("file", "said"),
-        [("backbone.safetensors", "backbone only"), ("mmocr.pt", "backbone only"),
-         ("checkpoint.pt", "backbone and pool"),
-         ("wide.pt", "backbone only, because its pool has other")],
-    )  # fmt: skip
+        [
+            ("backbone.safetensors", "backbone only"),
+            ("mmocr.pt", "backbone only"),
+            ("checkpoint.pt", "backbone and pool"),
+            ("wide.pt", "backbone only, because its pool has other"),
+        ],
+    )
     def test_init_starts_from_what_a_run_left(self, file, said, capsys):
         shutil.copytree(self.quick, self.out)
         first = self.weights("t")
