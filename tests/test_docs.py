@@ -374,6 +374,43 @@ def test_the_tables_of_detectors_are_those_of_the_results():
     assert between(PAGES["docs/detectors.md"], "results") == expected
 
 
+@pytest.mark.parametrize(
+    ("page", "mark"),
+    [
+        ("docs/gpu.md", "gpu-speed"),
+        ("docs/speed.md", "gpu-memory"),
+        ("docs/gpu.md", "gpu-detectors"),
+    ],
+)
+def test_the_tables_of_the_gpu_are_those_of_its_results(page, mark):
+    tables: ModuleType = importlib.import_module("experiments.gpu.tables")
+    expected = tables.TABLES[mark](tables.read_results(tables.MEASURED))
+    assert between(PAGES[page], mark).splitlines() == expected
+
+
+def test_the_numbers_of_the_gpu_s_run_are_those_of_its_results():
+    tables: ModuleType = importlib.import_module("experiments.gpu.tables")
+    results = tables.read_results(tables.MEASURED)
+    page, found = " ".join(PAGES["docs/gpu.md"].split()), results["pretrain/model"]
+    right, other, i2t = (100 * found[key] for key in ("acc_right", "acc_other", "i2t"))
+    assert f"predicts {right:.1f} % of the masked characters" in page
+    assert f"and {other:.1f} % with a mismatched one, a gain of {right - other:.1f} points" in page
+    assert f"in {i2t:.1f} % of cases" in page
+    assert f"took {found['steps']:,} steps of 256 pictures" in page
+    assert f"rendered {found['rendered_s']:,.0f} new ones per second" in page
+    for source in ("icdar2015", "synth"):
+        loader = results[f"loader/{source}"]
+        assert f"{100 * loader['wait']:.0f} % of the time" in page or (
+            f"{100 * loader['wait']:.0f} % ({loader['pictures_s']:.0f} per second)" in page
+        )
+    for lr in ("0.0003", "0.003"):
+        f = results[f"detect/scratch-800-4000-lr{lr}-seed0"]["f"]
+        assert f"gave {100 * f:.1f}" in page
+    scores = tables.detector_table(results)[2]
+    expected, got = re.findall(r"[\d.]+ ± [\d.]+", scores)
+    assert f"of {got} % instead of {expected} %" in README
+
+
 def test_readme_s_f_scores_are_those_of_the_results():
     rows = {row["label"]: row["values"] for row in load_results()["tables"]["a"]}
     row = rows["100 photographs"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vlpt
 from experiments.gpu import __main__ as command
-from experiments.gpu import bench, check, detect, pretrain
+from experiments.gpu import bench, check, detect, pretrain, tables
 from experiments.gpu.programme import REHEARSAL, Programme, Sizes
 from transfer.dataset import CheckedSample
 
@@ -30,6 +30,22 @@ def make_programme(folder, seconds=1000.0, sizes=REHEARSAL):
 
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_the_tables_refuse_results_of_some_parts_only(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"name": "bench/64/bare", "pictures_s": 1.0}\n')
+    with pytest.raises(SystemExit, match="expected the results of all parts"):
+        tables.main([str(path)])
+    with pytest.raises(SystemExit, match="No such file"):
+        tables.main([str(tmp_path / "none.jsonl")])
+
+
+def test_a_step_that_was_repeated_counts_with_its_last_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    rows = [{"name": "a", "x": 1}, {"name": "a", "error": "e"}, {"name": "a", "x": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tables.read_results(path) == {"a": {"name": "a", "x": 2}}
 
 
 # ---- The programme -----------------------------------------------------------------------------

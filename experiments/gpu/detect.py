@@ -61,7 +61,7 @@ class Arm:
     @property
     def estimate(self) -> float:
         """Seconds, when three share a GPU and 16 cores: start, training, scoring."""
-        return 15 + 0.005 * self.crops + 20
+        return 20 + 0.01 * self.crops + 25
 
 
 def list_pairs(sizes: Sizes) -> list[list[Arm]]:
