@@ -226,6 +226,10 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     Args:
         model: a `vlpt.MaskedOnly`.
         batches: with W processes, every W-th held-out batch. The result is that of all of them.
+    Returns:
+        Among others `same_words`, the share of the images with the same words as another one of
+        their batch, which `contrastive_loss` takes for a mismatch; and `ceiling`, the retrieval
+        that is possible if images with the same words cannot be told apart.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
@@ -245,15 +249,18 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         counts["right"] += int((output.logits.argmax(-1) == masked_targets).sum())
         counts["other"] += int((swapped.logits.argmax(-1) == masked_targets).sum())
         counts["characters"] += int((masked_targets != vlpt.IGNORE_INDEX).sum())
-        features.append((position, output.image.float().cpu(), output.text.float().cpu()))
+        words = word_sets(ids, targets)
+        counts["same_words"] += sum(words.count(each) > 1 for each in words)
+        features.append((position, output.image.float().cpu(), output.text.float().cpu(), words))
     model.train()
 
     counts = sum(distributed.all_gather_lists([counts]), Counter[str]())
     if not counts["characters"]:
         raise ValueError(f"no two held-out images of a batch can be read; {reason}")
     features = sorted(distributed.all_gather_lists(features), key=lambda entry: entry[0])
-    image = F.normalize(torch.cat([image for _, image, _ in features]), dim=1)
-    text = F.normalize(torch.cat([text for _, _, text in features]), dim=1)
+    image = F.normalize(torch.cat([image for _, image, _, _ in features]), dim=1)
+    text = F.normalize(torch.cat([text for _, _, text, _ in features]), dim=1)
+    distinct = {words for *_, batch in features for words in batch}
     similarity = image @ text.T
     pairs = torch.arange(len(image))
     return {
@@ -262,10 +269,21 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         "gain": (counts["right"] - counts["other"]) / counts["characters"],
         "i2t": (similarity.argmax(dim=1) == pairs).float().mean().item(),
         "t2i": (similarity.argmax(dim=0) == pairs).float().mean().item(),
+        "ceiling": len(distinct) / len(image),
+        "same_words": counts["same_words"] / len(image),
         "pictures": len(image),
         "characters": counts["characters"],
         "unreadable": counts["unreadable"],
     }
+
+
+def word_sets(ids: Tensor, targets: Tensor) -> list[tuple[Any, ...]]:
+    """The words of each image of a batch, unmasked and in an order of their own, to compare."""
+    unmasked = torch.where(targets == vlpt.IGNORE_INDEX, ids, targets)
+    return [
+        tuple(sorted(tuple(filter(None, word)) for word in zip(*image, strict=True)))
+        for image in unmasked.tolist()
+    ]
 
 
 # ---- The run -----------------------------------------------------------------------------------

@@ -116,6 +116,22 @@ class TestParts:
         assert result["t2i"] == 0.75
         assert 0.5 <= result["i2t"] <= 0.75  # two texts tie for the fourth picture
 
+    def test_images_with_the_same_words_are_counted_and_bound_the_retrieval(self):
+        """Same words in a batch are mismatches to the contrastive loss, whichever is masked."""
+        batches = [seer_batch([3, 4, 3, 5]), seer_batch([3, 6])]
+        result = train_min.evaluate(Seer(13), batches, seed=0)
+        assert result["same_words"] == 2 / 6  # the 3 of the second batch is alone there
+        assert result["ceiling"] == 4 / 6  # 3, 4, 5 and 6 among six images
+
+    def test_words_are_compared_unmasked_and_in_any_order(self):
+        alphabet = vlpt.Alphabet("abc")
+        words = [["ab", "c"], ["c", "ab"], ["ab", "cc"], ["a", "b", "c"]]
+        ids = torch.stack([alphabet.encode(each) for each in words])
+        masked_ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
+        sets = train_min.word_sets(masked_ids, targets)
+        assert sets == train_min.word_sets(ids, torch.full_like(ids, vlpt.IGNORE_INDEX))
+        assert sets[0] == sets[1] and len(set(sets)) == 3
+
     def test_a_batch_too_small_to_compare_is_left_out_and_none_left_is_an_error(self):
         result = train_min.evaluate(Seer(13), [seer_batch([3]), seer_batch([4, 5])], seed=0)
         assert (result["pictures"], result["unreadable"]) == (2, 1)
