@@ -26,7 +26,7 @@ import train_min
 import vlpt
 from experiments.fake_synthtext import write_synthtext
 from tests.conftest import QUICK
-from training import data, log, report, runs
+from training import data, init, log, report, runs
 from training.gradcache import cached_backward
 from training.log import Log
 
@@ -381,7 +381,8 @@ class TestRuns:
         [
             ("backbone.safetensors", "backbone only"),
             ("mmocr.pt", "backbone only"),
-            ("checkpoint.pt", "backbone and pool"),
+            ("checkpoint.pt", "the whole model"),
+            ("letters.pt", "backbone and pool"),
             ("wide.pt", "backbone only, because its pool has other"),
         ],
     )
@@ -395,6 +396,9 @@ class TestRuns:
             k: v[:, :1] if k.startswith("pool.") and v.ndim > 1 else v for k, v in first.items()
         }
         torch.save({"state_dict": wide}, self.out / "wide.pt")
+        other = dataclasses.replace(vlpt.TINY, alphabet="abcdefghij")
+        checkpoint = {"state_dict": first, "config": dataclasses.asdict(other)}
+        torch.save(checkpoint, self.out / "letters.pt")
         capsys.readouterr()
         still = [*QUICK, "--lr", "1e-12", "--weight-decay", "0", "--name", "u"]
         train_min.main([*still, "--init", f"runs/t/{file}"])
@@ -406,7 +410,23 @@ class TestRuns:
             if "running" in key or "batches" in key:
                 continue
             loaded = key.startswith("backbone.") or (said.endswith("pool") and "pool." in key)
+            loaded = loaded or said == "the whole model"
             torch.testing.assert_close(value, (first if loaded else fresh)[key], rtol=0, atol=1e-9)
+
+    def test_init_interpolates_the_positions_of_a_whole_model(self, tmp_path):
+        torch.manual_seed(1)
+        first = vlpt.VLPT(vlpt.TINY)
+        checkpoint = {"state_dict": first.state_dict(), "config": dataclasses.asdict(vlpt.TINY)}
+        torch.save(checkpoint, tmp_path / "model.pt")
+        larger = vlpt.VLPT(dataclasses.replace(vlpt.TINY, image_size=96))
+        assert init.load_init(larger, str(tmp_path / "model.pt")) == "the whole model"
+        images = torch.rand(2, 3, 96, 96)
+        ids = torch.stack([vlpt.Alphabet(vlpt.TINY.alphabet).encode(["12"])] * 2)
+        with torch.no_grad():  # positions are interpolated at other image sizes anyway
+            expected, got = first.eval()(images, ids), larger.eval()(images, ids)
+        torch.testing.assert_close(got.image, expected.image)
+        real = ids != vlpt.PAD
+        torch.testing.assert_close(got.logits[real], expected.logits[real])
 
     def test_init_from_torchvision_s_own_weights(self, monkeypatch, capsys):
         ours, get_model = {}, torchvision.models.get_model
