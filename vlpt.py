@@ -203,7 +203,7 @@ TINY = Config(  # learns to read digits on a CPU in minutes
     alphabet="0123456789",
     image_size=64,
     backbone="clip_resnet",
-    backbone_size={"width": 24, "layers": (1, 2, 2)},
+    backbone_size={"width": 32, "layers": (1, 2)},
     embed_dim=128,
     text_layers=2,
 )
