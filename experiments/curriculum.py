@@ -68,7 +68,9 @@ def run(name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Path:
         if checkpoint.with_name("metrics.json").exists():
             continue
         resumes = checkpoint.exists()
-        train_min.main(["--name", folder, *(["--resume"] if resumes else [*options, "--overwrite"])])
+        train_min.main(
+            ["--name", folder, *(["--resume"] if resumes else [*options, "--overwrite"])]
+        )
     assert checkpoint is not None
     return checkpoint
 

@@ -215,7 +215,7 @@ def train_and_score(
     model = place(build_detector(config, weights), device)
 
     whole = open_dataset(f"icdar2015:{photographs}", "train")
-    numbers = [int(whole.name(k).removeprefix("img_")) for k in range(len(whole))]
+    numbers = [number_of(whole.name(k)) for k in range(len(whole))]
     early = [k for k, number in enumerate(numbers) if number <= LAST_TRAINED]
     late = [k for k, number in enumerate(numbers) if number > LAST_TRAINED]
     is_all = arm.photographs > len(early)
@@ -239,18 +239,15 @@ def train_and_score(
     scoring = find_all(model, Subset(heldout, scored), config, workers)
     min_score = max(MIN_SCORES, key=lambda threshold: score(choosing, threshold)["f"])
     found = score(scoring, min_score) | {"min_score": min_score, "photographs": subset}
-    detections = [
-        {"picture": each.name, "polygons": rounded(each.polygons), "scores": each.scores}
-        for each in scoring
-    ]
     name = arm.name.removeprefix("detect/")
-    content = json.dumps({"min_score": min_score, "detections": detections})
+    content = json.dumps(describe_detections(scoring, min_score))
     vlpt.write_atomically(out / "detect" / f"{name}.detections.json", content.encode())
     return {**found, "loss": losses[-1]}
 
 
-def rounded(polygons: list[np.ndarray]) -> list[Any]:
-    return [np.round(polygon.astype(float), 1).tolist() for polygon in polygons]
+def number_of(name: str) -> int:
+    """Of a photograph, which is called img_1 and so on."""
+    return int(name.removeprefix("img_"))
 
 
 class VariedCrops(TrainingCrops):
@@ -312,6 +309,19 @@ def find_all(
         found = list(pool.map(find, range(len(source))))
     model.train()
     return found
+
+
+def describe_detections(found: list[Found], min_score: float) -> Result:
+    """All detections for a file, those below `min_score` included; coordinates are rounded."""
+    detections = [
+        {
+            "picture": each.name,
+            "polygons": [np.round(p.astype(float), 1).tolist() for p in each.polygons],
+            "scores": each.scores,
+        }
+        for each in found
+    ]
+    return {"min_score": min_score, "detections": detections}
 
 
 def score(found: list[Found], min_score: float) -> dict[str, float]:

@@ -1,0 +1,314 @@
+"""Does pre-training give better features, or a head start? Detectors with 1 to 8 times the crops.
+
+    python -m experiments.ladder run PATH --init runs/curriculum-scenes    # PATH: ICDAR 2015
+    python -m experiments.ladder run PATH                 # the arm from scratch alone
+    python -m experiments.ladder run PATH --dry-run       # say how much is left
+    python -m experiments.ladder report                   # the table and the plot of what is done
+
+Each run leaves a file in runs/ladder/, and a run that is done is not repeated. The protocol, which
+was written before the runs, is in experiments/LOG.md.
+
+    img_1 .. img_700       a seed draws 100 of these photographs to train on
+    img_701 .. img_800     choose the learning rate and the smallest score of a detection
+    img_801 .. img_1000    are scored
+
+Run this from the clone of the repository.
+"""
+
+import argparse
+import io
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import vlpt
+from experiments.gpu.detect import (
+    MIN_SCORES,
+    VariedCrops,
+    describe_detections,
+    find_all,
+    number_of,
+    score,
+)
+from experiments.reproduce import Subset
+from training.options import Parser, some_path
+from training.runs import one_line_errors
+from transfer.cache import CachedSource
+from transfer.dataset import TrainingCrops, open_dataset
+from transfer.detect import load_batches, place, train_detector
+from transfer.psenet import DetectorConfig, PSENet, build_detector
+
+PROGRAM = "python -m experiments.ladder"
+FOLDER = Path("runs/ladder")
+ARMS = ("scratch", "pre-trained")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+BASE = 2400  # crops, 1 x
+BUDGETS = {1: 5, 2: 3, 4: 3, 8: 5}  # multiples of BASE, and how many seeds each has
+ORDER = (1, 8, 4, 2)  # the ends first
+CHOOSING_SEED = 100  # of the runs that choose the rate, which are not scored
+PHOTOGRAPHS = 100
+CROP, BATCH = 160, 4
+NUM_CHOOSING = 100  # photographs
+CALIBRATION_BATCHES = 50
+CACHE_GB = 1.0
+CONFIG = DetectorConfig(backbone="tiny", width=32, long_side=640, min_score=MIN_SCORES[0])
+
+
+class Job(NamedTuple):
+    """One detector."""
+
+    arm: str
+    budget: int  # crops / BASE
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.budget}x-lr{self.lr:g}-seed{self.seed}"
+
+
+# ---- What there is to run ------------------------------------------------------------------------
+
+
+def rates_to_try(arm: str, budget: int, folder: Path) -> list[float]:
+    """All rates at the first budget; then the best one of that budget and its neighbours."""
+    if budget == ORDER[0]:
+        return list(RATES)
+    best = choose(arm, ORDER[0], folder)
+    if best is None:
+        return []
+    place = RATES.index(best[0])
+    return list(RATES[max(0, place - 1) : place + 2])
+
+
+def choose(arm: str, budget: int, folder: Path) -> tuple[float, float] | None:
+    """The rate and the smallest score that are best on the choosing photographs, when all ran."""
+    found: list[tuple[float, float, float]] = []
+    rates = rates_to_try(arm, budget, folder)
+    for lr in rates:
+        result = read(Job(arm, budget, lr, CHOOSING_SEED), folder)
+        if result is None:
+            return None
+        found += [(f, lr, min_score) for min_score, f in result["choosing"]]
+    if not found:
+        return None
+    _, lr, min_score = max(found, key=lambda entry: entry[0])
+    return lr, min_score
+
+
+def read(job: Job, folder: Path) -> dict[str, Any] | None:
+    path = folder / f"{job.name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def next_job(arms: list[str], folder: Path) -> Job | None:
+    """The first job that is not done: rates before seeds, one arm after the other."""
+    for budget in ORDER:
+        for seed in (CHOOSING_SEED, *range(BUDGETS[budget])):
+            for arm in arms:
+                for job in jobs_of(arm, budget, seed, folder):
+                    if read(job, folder) is None:
+                        return job
+    return None
+
+
+def jobs_of(arm: str, budget: int, seed: int, folder: Path) -> list[Job]:
+    if seed == CHOOSING_SEED:
+        return [Job(arm, budget, lr, seed) for lr in rates_to_try(arm, budget, folder)]
+    best = choose(arm, budget, folder)
+    return [] if best is None else [Job(arm, budget, best[0], seed)]
+
+
+def units_left(arms: list[str], folder: Path) -> int:
+    """What is left to run, in runs of BASE crops. Rates that are not known yet count as three."""
+    units = 0
+    for budget, seeds in BUDGETS.items():
+        for arm in arms:
+            tried = rates_to_try(arm, budget, folder) or RATES[:3]
+            names = [Job(arm, budget, lr, CHOOSING_SEED) for lr in tried]
+            units += budget * sum(read(job, folder) is None for job in names)
+            done = [
+                seed
+                for seed in range(seeds)
+                for lr in RATES
+                if read(Job(arm, budget, lr, seed), folder) is not None
+            ]
+            units += budget * (seeds - len(done))
+    return units
+
+
+# ---- A run ---------------------------------------------------------------------------------------
+
+
+def train_and_score(
+    job: Job, photographs: Path, weights: Path | None, folder: Path
+) -> dict[str, Any]:
+    """Train a detector, keep it, and score it on the choosing and the scored photographs."""
+    start = time.perf_counter()
+    torch.manual_seed(job.seed)
+    model = place(build_detector(CONFIG, str(weights) if weights else None), "cpu")
+    whole = open_dataset(f"icdar2015:{photographs}", "train")
+    early = [k for k in range(len(whole)) if number_of(whole.name(k)) <= 700]
+    late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
+    order = np.random.default_rng([job.seed, 1]).permutation(early)
+    few = CachedSource(Subset(whole, order[:PHOTOGRAPHS].tolist()), CACHE_GB, 1)
+    crops = VariedCrops(few, CONFIG, CROP, job.seed)
+    losses = train_detector(model, crops, samples=BASE * job.budget, batch=BATCH, lr=job.lr)
+    recalibrate(model, crops)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "config": asdict(CONFIG)}, buffer)
+    vlpt.write_atomically(folder / f"{job.name}.pt", buffer.getvalue())
+    found: dict[str, Any] = {"loss": losses[-1]}
+    if job.seed == CHOOSING_SEED:
+        seen = find_all(model, Subset(whole, late[:NUM_CHOOSING]), CONFIG, 1)
+        found["choosing"] = [(least, score(seen, least)["f"]) for least in MIN_SCORES]
+    else:
+        best = choose(job.arm, job.budget, folder)
+        assert best is not None  # `jobs_of` lists this job after the rates
+        seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
+        found |= score(seen, best[1]) | {"min_score": best[1]}
+        content = json.dumps(describe_detections(seen, best[1])).encode()
+        vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
+    found["seconds"] = round(time.perf_counter() - start)
+    return found
+
+
+@torch.no_grad()
+def recalibrate(model: PSENet, crops: TrainingCrops) -> None:
+    """Replace running statistics of batch norms by averages over training crops.
+
+    The moving averages of a short training still hold statistics of weights from long ago.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over all batches
+    model.train()
+    for pixels, _, _ in load_batches(crops, CALIBRATION_BATCHES, BATCH, 0, pinned=False):
+        images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def run(args: argparse.Namespace) -> None:
+    arms = list(ARMS) if args.init else ["scratch"]
+    weights = args.init and Path(args.init)
+    if weights and weights.is_dir():
+        weights = weights / "backbone.safetensors"
+    if weights and not weights.is_file():
+        raise ValueError(f"--init: expected a backbone or the folder of a run, got {args.init}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if args.dry_run:
+        print(f"{units_left(arms, FOLDER)} times the seconds of a run with {BASE:,} crops are left")
+        return
+    while job := next_job(arms, FOLDER):
+        print(job.name, flush=True)
+        found = train_and_score(
+            job, args.photographs, weights if job.arm == "pre-trained" else None, FOLDER
+        )
+        row = {**job._asdict(), **found}
+        vlpt.write_atomically(FOLDER / f"{job.name}.json", json.dumps(row).encode())
+
+
+# ---- The report ----------------------------------------------------------------------------------
+
+
+def collect(folder: Path) -> dict[str, dict[int, list[float]]]:
+    """F-scores in percent by arm and budget."""
+    scores: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text("utf-8"))
+        if "f" in row:
+            scores[row["arm"]].setdefault(row["budget"], []).append(100 * row["f"])
+    return scores
+
+
+def to_markdown(scores: dict[str, dict[int, list[float]]]) -> list[str]:
+    lines = ["| crops | from scratch | pre-trained |", "| --- | --- | --- |"]
+    for budget in sorted(BUDGETS):
+        cells = []
+        for arm in ARMS:
+            found = scores[arm].get(budget, [])
+            if len(found) > 1:
+                cells.append(f"{mean(found):.1f} ± {stdev(found):.1f} (n = {len(found)})")
+            else:
+                cells.append(f"{found[0]:.1f} (n = 1)" if found else "not run")
+        lines.append(f"| {BASE * budget:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def plot(scores: dict[str, dict[int, list[float]]], path: Path) -> None:
+    """F against crops, a line through the means of each arm and a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
+    for arm, color in zip(ARMS, ("0.45", "tab:blue"), strict=True):
+        budgets = sorted(scores[arm])
+        axes.plot(
+            [BASE * budget for budget in budgets],
+            [mean(scores[arm][budget]) for budget in budgets],
+            color=color,
+            label={"scratch": "from scratch"}.get(arm, arm),
+        )
+        for budget in budgets:
+            found = scores[arm][budget]
+            axes.plot([BASE * budget] * len(found), found, "o", color=color, ms=4)
+    axes.set_xscale("log", base=2)
+    ticks = [BASE * budget for budget in sorted(BUDGETS)]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlabel("training crops of the detector")
+    axes.set_ylabel("F-score on held-out photographs, %")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def report(folder: Path) -> None:
+    scores = collect(folder)
+    if not any(scores.values()):
+        raise ValueError(f"{folder}: expected scored detectors, got none; see {PROGRAM} run")
+    plot(scores, folder / "ladder.png")
+    print("\n".join(to_markdown(scores)), f"wrote {folder / 'ladder.png'}", sep="\n\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    description, epilog = __doc__.split("\n\n", 1)
+    parser = Parser(
+        PROGRAM,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("run", help="train and score what is not done yet")
+    command.add_argument("photographs", type=Path, help="the folder of ICDAR 2015")
+    init = "backbone of the pre-trained arm: a file, or the folder of a run (default: no such arm)"
+    command.add_argument("--init", type=some_path, metavar="PATH", help=init)
+    command.add_argument("--dry-run", action="store_true", help="only say how much is left")
+    commands.add_parser("report", help="print the table and draw the plot")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    with one_line_errors(PROGRAM):
+        run(args) if args.command == "run" else report(FOLDER)
+
+
+if __name__ == "__main__":
+    main()

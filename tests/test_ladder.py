@@ -1,0 +1,120 @@
+"""Tests of experiments/ladder.py: which run comes next, what is chosen, and one small ladder."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from experiments import ladder
+from experiments.gpu.__main__ import draw_photographs
+from experiments.ladder import CHOOSING_SEED, Job
+from transfer.detect import load_detector
+
+
+def finish(job, folder, **found):
+    (folder / f"{job.name}.json").write_text(json.dumps({**job._asdict(), **found}))
+
+
+def finish_rates(arm, budget, folder, best):
+    for lr in ladder.rates_to_try(arm, budget, folder):
+        f = 0.5 if lr == best else 0.1
+        finish(Job(arm, budget, lr, CHOOSING_SEED), folder, choosing=[[0.5, 0.0], [0.8, f]])
+
+
+def test_rates_come_before_seeds_and_the_ends_of_the_ladder_first(tmp_path):
+    arms = ["scratch", "pre-trained"]
+    assert ladder.next_job(arms, tmp_path) == Job("scratch", 1, 3e-4, CHOOSING_SEED)
+    finish_rates("scratch", 1, tmp_path, best=3e-3)
+    assert ladder.next_job(arms, tmp_path) == Job("pre-trained", 1, 3e-4, CHOOSING_SEED)
+    finish_rates("pre-trained", 1, tmp_path, best=3e-4)
+    order = []
+    while job := ladder.next_job(arms, tmp_path):
+        order.append((job.budget, job.arm, job.seed))
+        finish(job, tmp_path, f=0.1, choosing=[[0.5, 0.2]])
+    assert [order[k] for k in (0, 1, 2, 9)] == [
+        (1, "scratch", 0),
+        (1, "pre-trained", 0),
+        (1, "scratch", 1),
+        (1, "pre-trained", 4),
+    ]
+    budgets = [budget for budget, _, _ in order]
+    assert budgets == sorted(budgets, key=ladder.ORDER.index)
+    scored = [(arm, seed) for budget, arm, seed in order if budget == 8 and seed != CHOOSING_SEED]
+    assert sorted(scored) == sorted((arm, seed) for arm in arms for seed in range(5))
+    assert ladder.units_left(arms, tmp_path) == 0
+
+
+def test_the_rate_and_the_smallest_score_are_those_of_the_best_f(tmp_path):
+    assert ladder.choose("scratch", 1, tmp_path) is None
+    finish_rates("scratch", 1, tmp_path, best=1e-3)
+    assert ladder.choose("scratch", 1, tmp_path) == (1e-3, 0.8)
+    assert ladder.choose("scratch", 8, tmp_path) is None  # not before its own rates are done
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"), [(3e-4, [3e-4, 1e-3]), (1e-3, [3e-4, 1e-3, 3e-3]), (1e-2, [3e-3, 1e-2])]
+)
+def test_larger_budgets_try_the_best_rate_and_its_neighbours(best, tried, tmp_path):
+    assert ladder.rates_to_try("scratch", 8, tmp_path) == []
+    finish_rates("scratch", 1, tmp_path, best=best)
+    assert ladder.rates_to_try("scratch", 8, tmp_path) == tried
+
+
+def test_the_amount_that_is_left_counts_crops(tmp_path):
+    units = 4 * 1 + 3 * (2 + 4 + 8) + 5 * 1 + 3 * 2 + 3 * 4 + 5 * 8
+    # Before the rates of 1 x are done, those of larger budgets count as three.
+    assert ladder.units_left(["scratch"], tmp_path) == units
+    finish_rates("scratch", 1, tmp_path, best=1e-3)
+    finish(Job("scratch", 1, 1e-3, 0), tmp_path, f=0.3)
+    assert ladder.units_left(["scratch"], tmp_path) == units - 5
+
+
+def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(tmp_path, monkeypatch, capsys):
+    photographs = tmp_path / "icdar2015"
+    photographs.mkdir()
+    draw_photographs(photographs)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder, "BASE", 8)
+    monkeypatch.setattr(ladder, "BUDGETS", {1: 1})
+    monkeypatch.setattr(ladder, "ORDER", (1,))
+    monkeypatch.setattr(ladder, "RATES", (1e-3, 3e-3))
+    monkeypatch.setattr(ladder, "CALIBRATION_BATCHES", 2)
+    monkeypatch.setattr(ladder, "CONFIG", dataclasses.replace(ladder.CONFIG, width=8, long_side=96))
+    monkeypatch.setattr(ladder, "CROP", 64)
+    ladder.main(["run", str(photographs), "--dry-run"])
+    assert "3 times" in capsys.readouterr().out
+    ladder.main(["run", str(photographs)])
+    folder = tmp_path / "runs/ladder"
+    assert len(list(folder.glob("scratch-1x-lr*-seed*.pt"))) == 3
+    (row,) = [json.loads(path.read_text()) for path in folder.glob("*seed0.json")]
+    assert set(row) >= {"arm", "budget", "lr", "seed", "f", "precision", "recall", "min_score"}
+    detections = json.loads(next(folder.glob("*seed0.detections.json")).read_text())
+    names = [each["picture"] for each in detections["detections"]]
+    assert names == ["img_801", "img_802"]
+    _, config = load_detector(next(folder.glob("*seed0.pt")), "cpu")
+    assert config == ladder.CONFIG
+    ladder.main(["report"])
+    out = capsys.readouterr().out
+    assert "(n = 1) | not run |" in out and (folder / "ladder.png").exists()
+
+
+def test_recalibrated_statistics_are_averages_over_crops(monkeypatch):
+    monkeypatch.setattr(ladder, "CALIBRATION_BATCHES", 3)
+    model = ladder.build_detector(ladder.CONFIG)
+    batches = [torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8) for _ in range(3)]
+    monkeypatch.setattr(ladder, "load_batches", lambda *_, **__: [(b, b, b) for b in batches])
+    norm = model.backbone.bn1
+    momentum, seen = norm.momentum, []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean((0, 2, 3))))
+    ladder.recalibrate(model, None)
+    torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0))
+    assert norm.momentum == momentum
+
+
+def test_mistakes_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="expected scored detectors, got none"):
+        ladder.main(["report"])
+    with pytest.raises(SystemExit, match="--init: expected a backbone or the folder of a run"):
+        ladder.main(["run", ".", "--init", "nothing"])
