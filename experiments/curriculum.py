@@ -28,6 +28,7 @@ class Stage(NamedTuple):
     samples: int  # pictures
 
 
+COMMON: tuple[str, ...] = ()  # options of every stage
 CONFIG = dataclasses.replace(vlpt.TINY, alphabet=vlpt.PRINTABLE)
 ONE_WORD = data_stub.Scene(
     kinds=("random", "random", "list", "number"),
@@ -63,6 +64,7 @@ def run(name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Path:
         tiny = train_min.PRESETS["tiny"]
         train_min.PRESETS["curriculum"] = tiny._replace(config=config, scene=stage.scene)
         options = ["--preset", "curriculum", "--samples", str(stage.samples), "--seed", str(seed)]
+        options += COMMON
         options += ["--init", str(checkpoint.resolve())] if checkpoint else []
         checkpoint = Path("runs", folder, "checkpoint.pt")
         if checkpoint.with_name("metrics.json").exists():

@@ -1,0 +1,69 @@
+"""Tests of experiments/record.py and experiments/curriculum.py."""
+
+import dataclasses
+import json
+
+import pytest
+
+import data_stub
+import vlpt
+from experiments import curriculum, record
+
+
+def write_run(folder, *gains):
+    folder.mkdir()
+    rows = [{"kind": "step", "samples": 64}]
+    for k, gain in enumerate(gains, start=1):  # 100 pictures each, the first ones in 2 s
+        rows.append({"kind": "evaluation", "samples": 100 * k, "gain": gain, "img_s": 50 * k})
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_time_of_a_gain_is_interpolated_between_evaluations(tmp_path):
+    curve = record.read_curve(write_run(tmp_path / "a", 0.1, 0.2, 0.6))
+    assert curve == [(0, 0, 0), (2, 100, 0.1), (3, 200, 0.2), (pytest.approx(11 / 3), 300, 0.6)]
+    assert record.reach(curve, 0.15) == (2.5, 150)
+    assert record.reach(curve, 0.05) == (1, 50)
+    assert record.reach(curve, 0.7) is None
+
+
+def test_several_runs_give_a_mean_and_a_spread(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.25, 0.75)]
+    record.main([str(run) for run in runs])
+    assert capsys.readouterr().out == (
+        "2 runs: gain 0.5 after 2 ± 0 s and 125 ± 35 pictures; "
+        "in the end 0.625 ± 0.177 after 2 ± 1 s\n"
+    )
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="expected the folder of a run"):
+        record.main([str(tmp_path)])
+    run = write_run(tmp_path / "a", 0.1, 0.3, 0.2)
+    with pytest.raises(
+        SystemExit, match=r"expected a gain of 0\.5 at some time, got at most 0\.300"
+    ):
+        record.main([str(run)])
+
+
+def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(curriculum.CONFIG, text_layers=1, decoder_layers=1)
+    monkeypatch.setattr(curriculum, "CONFIG", config)
+    monkeypatch.setattr(curriculum, "COMMON", ("--batch", "4", "--eval", "4", "--workers", "0"))
+    stages = (
+        curriculum.Stage("a", curriculum.ONE_WORD, 64, 8),
+        curriculum.Stage("b", data_stub.Scene(), 96, 8),
+    )
+    checkpoint = curriculum.run("t", stages)
+    assert str(checkpoint) == "runs/t-b/checkpoint.pt"
+    out = capsys.readouterr().out
+    assert out.count("RESULT") == 2 and "started from" in out and "the whole model" in out
+    saved = vlpt.read_checkpoint(checkpoint)
+    assert saved["config"]["image_size"] == 96
+    assert saved["config"]["alphabet"] == vlpt.PRINTABLE
+    curriculum.run("t", stages)
+    assert "RESULT" not in capsys.readouterr().out
+    (tmp_path / "runs/t-b/metrics.json").unlink()  # as if it had been interrupted before its end
+    curriculum.run("t", stages)
+    assert "resumed after 8 pictures" in capsys.readouterr().out
