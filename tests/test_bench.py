@@ -99,7 +99,7 @@ class TestModel:
     def test_cutting_the_step_into_stages_changes_no_gradient(self):
         whole, cut = bench.Job(TINY), bench.Job(TINY)
         for job in (whole, cut):
-            torch.nn.init.ones_(job.model.backbone.layer3[0].bn3.weight)
+            torch.nn.init.ones_(job.model.backbone.stages[-1][0].bn3.weight)
             job.update = lambda: None
         whole.step()
         seconds = bench.Stages(cut).step()
