@@ -283,7 +283,7 @@ class TestSynthText:
             os.utime(root / "gt.mat", ns=(1, 1))
         else:
             broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
-            broken[len(synthtext.HEAD) + 4 * 4 + 3] = 99  # an end beyond the names
+            broken[SynthText(root).table.offsets["ends"] // 8 + 3] = 99  # beyond the next end
             ends = broken.tobytes() + good[len(broken) * 8 :]
             bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
             path.write_bytes(bad.get(damage, b"not an index at all" * 99))
@@ -329,7 +329,7 @@ class TestSynthText:
         def stop(_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(synthtext.os, "fsync", stop)
+        monkeypatch.setattr(os, "fsync", stop)
         with pytest.raises(KeyboardInterrupt):
             SynthText(root)
         assert sorted(path.name for path in root.iterdir()) == ["8", "gt.mat"]
