@@ -151,8 +151,10 @@ def find_learnable(chunks: Chunks, alphabet: vlpt.Alphabet, notes: Counter[str])
     for codes, words in chunks:
         breaks = np.flatnonzero(codes == ord("\n"))
         lengths = np.diff(breaks, prepend=-1) - 1
-        place = np.arange(len(codes)) - np.repeat(breaks - lengths, lengths + 1)  # in its word
-        spells = spelled[codes] * (place < vlpt.MAX_CHARS)
+        spells = spelled[codes]
+        if lengths.max(initial=0) > vlpt.MAX_CHARS:  # what is cut off does not count
+            place = np.arange(len(codes)) - np.repeat(breaks - lengths, lengths + 1)  # in its word
+            spells = spells * (place < vlpt.MAX_CHARS)
         known = np.diff(np.cumsum(spells)[breaks], prepend=0)  # characters a word
         kept = np.minimum(lengths, vlpt.MAX_CHARS)
         notes[UNKNOWN] += int(((known == 0) & (lengths > 0)).sum())
