@@ -54,7 +54,6 @@ import readers
 import vlpt
 from readers.augment import augment
 from readers.pictures import open_image
-from readers.synthtext import index_places, open_index
 from training.options import Parser, number
 from training.recompute import recompute
 from training.runs import one_line_errors
@@ -79,12 +78,21 @@ def memory(pid: int | str | None = "self", file: str = "smaps_rollup") -> dict[s
     return {"Pss": float("nan"), "VmHWM": float("nan")} | sizes
 
 
-def build(root: str) -> dict[str, float]:
-    """Build SynthText's index anew: seconds, and the most memory that took."""
-    for path in index_places(Path(root) / "gt.mat"):
-        path.unlink(missing_ok=True)
+def build(spec: str) -> dict[str, float]:
+    """Build the index of a source anew: seconds, and the most memory that took.
+
+    Returns: nothing for a source without an index.
+    """
+    halves = [readers.open_source(spec, split) for split in data_stub.SPLITS]
+    tables = [table for half in halves if (table := getattr(half, "table", None)) is not None]
+    if not tables:
+        return {}
+    for table in tables:
+        table.path.unlink(missing_ok=True)
+    del halves
     start = time.perf_counter()
-    open_index(Path(root))
+    for split in data_stub.SPLITS:
+        readers.open_source(spec, split)
     return {"index_s": time.perf_counter() - start, "index_mb": memory(file="status")["VmHWM"]}
 
 
@@ -96,7 +104,9 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
     for split in data_stub.SPLITS:
         source = readers.open_source(args.data, split, args.size, args.pictures)
         vary = augment if split == "train" and args.data != "synth" else None
-        halves.append(data_stub.Pretraining(source, vlpt.Alphabet(), args.size, 0, augment=vary))
+        if split == "train":
+            alphabet = vlpt.Alphabet(readers.read_alphabet(args.alphabet, source))
+        halves.append(data_stub.Pretraining(source, alphabet, args.size, 0, augment=vary))
     found = {
         "pictures": len(halves[0].indices),
         "start_s": time.perf_counter() - start,
@@ -148,24 +158,24 @@ def draw(count: int, size: int = 256) -> float:
 
 
 def bench_data(args: argparse.Namespace) -> dict[str, float]:
-    """All figures of a source; for SynthText beside those of a few of its pictures."""
-    kind, _, root = args.data.partition(":")
-    found = in_subprocess(build, root) if kind == "synthtext" else {}
+    """All figures of a source; where it has an index, beside those of a few of its pictures."""
+    indexed = in_subprocess(build, args.data) if args.data != "synth" else {}
+    found = dict(indexed)
     fast = in_subprocess(feed, args)
     args = argparse.Namespace(**vars(args) | {"size": 64, "batch": 8, "pictures": 512})
     found |= in_subprocess(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
-    if kind == "synth":
+    if args.data == "synth":
         return found | {"rendered_256_s": in_subprocess(draw, 300)}
     source = readers.open_source(args.data, "train", args.size, args.pictures)
     folder = getattr(source, "folder", Path())  # where names are not paths
     paths = [(folder / source.name(k)).resolve() for k in range(min(500, len(source)))]
     found["pillow_images_s"] = in_subprocess(decode, paths)
-    if kind != "synthtext":
+    if not indexed:
         return found
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder) / "few.jsonl"
         few.write_text("\n".join(json.dumps({"image": str(p), "words": ["a"]}) for p in paths))
-        args.data = f"jsonl:{few}"
+        args.data, args.alphabet = f"jsonl:{few}", "ascii"
         found["added_by_few_mb"] = in_subprocess(feed, args)["added_mb"]
     return found
 
@@ -534,6 +544,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add = commands.add_parser(name, help=text, description=text).add_argument
         if name == "data":
             add("--data", default="synth", help=f"{readers.SPECS} (default: synth)")
+            add("--alphabet", default="ascii", help="as for train_min.py (default: ascii)")
             add("--size", type=number(int, 32), default=512, help="of images, in pixels")
             add("--batch", type=positive, default=32, help="images a batch (default: 32)")
             add("--pictures", type=positive, default=2048, help="images to read (default: 2048)")

@@ -9,6 +9,7 @@
     ctw1500:PATH     its test pictures are held out
     lsvt:PATH        a folder or a label file of LSVT or ArT
     jsonl:PATH       {"image": "a.jpg", "words": ["EXIT"], "quads": [[[x, y] * 4]]}
+    lsvt:PATH+jsonl:PATH    several of these as one, but not "synth"
 
 The two splits of a data set share no picture. A source has quads; where a data set has polygons of
 more points, these are boxes around them, and `readers.detection` gives the polygons to a detector.
@@ -19,6 +20,7 @@ what becomes of the odd things that data sets hold.
 To add a data set, write a subclass of `readers.folder.Folder` and list it in `READERS` and `SPECS`.
 """
 
+import re
 from collections.abc import Callable
 
 from data_stub import Rendered, Scene, Source
@@ -27,6 +29,7 @@ from readers.ctw1500 import CTW1500
 from readers.icdar2015 import ICDAR2015
 from readers.jsonl import JsonLines
 from readers.lsvt import LSVT
+from readers.mixed import Mixed
 from readers.synthtext import SynthText
 from readers.totaltext import TotalText
 
@@ -35,6 +38,7 @@ __all__ = [
     "ICDAR2015",
     "LSVT",
     "JsonLines",
+    "Mixed",
     "SynthText",
     "TotalText",
     "open_source",
@@ -49,7 +53,8 @@ READERS: dict[str, Callable[[str, str], Source]] = {
     "lsvt": LSVT,
     "jsonl": JsonLines,
 }
-SPECS = " or ".join(("synth, " + ", ".join(f"{kind}:PATH" for kind in READERS)).rsplit(", ", 1))
+SPECS = ", ".join(["synth", *(f"{kind}:PATH" for kind in READERS)]) + " or several, joined by +"
+JOINT = re.compile(rf"\+(?=(?:{'|'.join(READERS)}):)")  # a path may have a + of its own
 
 
 def open_source(
@@ -63,7 +68,8 @@ def open_source(
     """Open one split of a data set.
 
     Args:
-        spec: "synth", or a data set and its path, such as "synthtext:PATH"; see above.
+        spec: "synth", or a data set and its path, such as "synthtext:PATH", or several of these
+            joined by "+"; see above.
         split: "train" or "heldout".
         size, count, seed, scene: what to draw, for "synth" only.
     Raises: ValueError or OSError, which name what is wrong.
@@ -73,4 +79,7 @@ def open_source(
         return Rendered(size, count, seed, split, scene)
     if kind not in READERS or not path:
         raise ValueError(f"data: expected {SPECS}, got {spec!r}")
+    specs = JOINT.split(spec)
+    if len(specs) > 1:
+        return Mixed(spec, [open_source(each, split) for each in specs])
     return READERS[kind](path, split)

@@ -9,6 +9,7 @@ from PIL import Image
 from data_stub import Source
 from readers import open_source
 from readers.folder import Folder
+from readers.mixed import Mixed
 from readers.pictures import DetectionSample
 
 __all__ = ["DetectionDataset", "DetectionSample", "FromSource", "open_detection"]
@@ -39,6 +40,9 @@ class FromSource:
         return name.replace(" ", "_") if self.source.root == "synth" else Path(name).stem
 
     def __getitem__(self, index: int) -> DetectionSample:
+        if isinstance(self.source, Mixed):
+            part, number = self.source.locate(index)
+            return FromSource(part)[number]
         if isinstance(self.source, Folder):
             return self.source.read_polygons(index)
         sample = self.source[index]

@@ -1,5 +1,6 @@
 """What data sets of pictures in a folder have in common."""
 
+import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -73,7 +74,9 @@ class Folder(Source):
         held = [self.is_heldout(k, item) for k, item in enumerate(items)]
         held[-1] |= not any(held)
         self.as_shown = annotated_as_shown(items)
-        self.items = [item for item, out in zip(items, held, strict=True) if out == wanted]
+        self.items: Sequence[Annotation] = [
+            item for item, out in zip(items, held, strict=True) if out == wanted
+        ]
         self.notes = Counter(reason for item in self.items for reason in item.left_out)
         self.notes.update(why for _, why in omitted)
 
@@ -159,4 +162,6 @@ def annotated_as_shown(items: Sequence[Annotation]) -> bool:
 
 def visible_files(folder: Path) -> list[Path]:
     """The files of a folder that are not hidden, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    with os.scandir(folder) as entries:  # faster than Path.iterdir, which asks for each file
+        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
+    return [folder / name for name in names]

@@ -2,16 +2,21 @@
 
 https://rrc.cvc.uab.es/?ch=16 has LSVT: 30,000 training pictures with all their texts, and 400,000
 with one text of interest, without saying where it is. https://rrc.cvc.uab.es/?ch=14 has ArT, 5,603
-training pictures in the same form.
+training pictures in the same form. LSVT's labels take long and much memory to read, so that they
+have an index (readers/index.py).
 """
 
+from __future__ import annotations
+
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import vlpt
 from readers.files import is_unreadable, read_lines, require
 from readers.folder import (
     BAD_LINES,
@@ -26,8 +31,19 @@ from readers.folder import (
     Folder,
     visible_files,
 )
+from readers.index import (
+    Content,
+    Index,
+    IndexedAnnotations,
+    count_characters,
+    find_learnable,
+    open_index,
+    pack_annotations,
+)
 from readers.pictures import is_picture
 from readers.polygons import to_polygon
+
+MIN_INDEXED = 10_000_000  # bytes of labels; fewer are read in a second each time
 
 
 class LSVT(Folder):
@@ -44,13 +60,63 @@ class LSVT(Folder):
     )
     ENTRY = '{"gt_0": [{"transcription": text, "points": [[x, y], ...], "illegibility": bool}]}'
 
-    def list_items(self) -> list[Annotation]:
+    def __init__(self, root: str | Path, split: str = "train") -> None:
+        self.root: Path = Path(root)
+        self.split = split
+        self.table: Index | None = None
+        labels = self.list_labels()
+        if sum(path.stat().st_size for path in labels) < MIN_INDEXED:
+            super().__init__(root, split)
+            return
+        folders = [folder for path in labels for folder in self.list_folders(path)]
+        key = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]
+        key += [
+            [folder.name, folder.stat().st_mtime_ns] for folder in folders
+        ]  # a file more or less
+        base = self.root / "lsvt" if self.root.is_dir() else self.root
+        self.table = open_index(base.with_name(f"{base.name}.{split}"), key, self.read_annotation)
+        self.items = IndexedAnnotations(self.table, base.parent)
+        self.as_shown = self.table.about["as_shown"]
+        self.notes = Counter(self.table.about["notes"])
+        self.named = [f"{base.parent}{where}" for where in self.table.about["named"]]
+
+    def read_annotation(self) -> Content:
+        """Read all labels for the index."""
+        super().__init__(self.root, self.split)
+        folder = self.root if self.root.is_dir() else self.root.parent
+        named = [where.removeprefix(str(folder)) for where in self.named]  # it may be moved
+        about = {"as_shown": self.as_shown, "notes": self.notes, "named": named}
+        return about, pack_annotations(self.items, folder)
+
+    def __reduce__(self) -> tuple[type[LSVT], tuple[Path, str]]:
+        return LSVT, (self.root, self.split)  # a worker maps the index itself
+
+    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
+        if isinstance(self.items, IndexedAnnotations):
+            return find_learnable(self.items.chunks(), alphabet, notes)
+        return super().learnable(alphabet, notes)
+
+    def characters(self) -> Counter[str]:
+        if isinstance(self.items, IndexedAnnotations):
+            return count_characters(self.items.chunks())
+        return super().characters()
+
+    def list_labels(self) -> list[Path]:
+        """The label files. Raises: OSError or ValueError if there is none."""
         labels = [require(self.root, self.LAYOUT)]
         if self.root.is_dir():
             labels = sorted(self.root.glob("train*_labels.json"))
         if not labels:
             raise ValueError(f"{self.root}: has no label file; expected {self.LAYOUT}")
-        return [item for path in labels for item in self.read_labels(path)]
+        return labels
+
+    def list_folders(self, label: Path) -> list[Path]:
+        """The folders of a label file's pictures."""
+        folders = label.parent.glob(label.stem.replace("labels", "images") + "*")
+        return sorted(filter(Path.is_dir, folders))
+
+    def list_items(self) -> list[Annotation]:
+        return [item for path in self.list_labels() for item in self.read_labels(path)]
 
     def read_labels(self, path: Path) -> Iterator[Annotation]:
         """All pictures of a label file, in its order."""
@@ -62,8 +128,7 @@ class LSVT(Folder):
                 f"{path}: expected {self.ENTRY}, got other content ({error})"
             ) from None
         pictures = dict[str, Path]()
-        folders = path.parent.glob(path.stem.replace("labels", "images") + "*")
-        for folder in sorted(filter(Path.is_dir, folders)):
+        for folder in self.list_folders(path):
             for file in visible_files(folder):
                 if not is_picture(file):
                     self.leave_out(file, OTHER_NAMES)

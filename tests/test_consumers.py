@@ -9,7 +9,7 @@ import math
 import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,106 @@ class TestMMOCR:
         held = torch.load(backbone["init_cfg"]["checkpoint"], weights_only=True)
         detector = {f"backbone.{theirs}" for theirs, _, _ in key_table()}  # a detector's names
         assert not detector & held.keys()
+
+
+DETECTORS = PAGE.split("## Load it in another project's text detector\n")[1].split("\n## ")[0]
+
+
+def resnet50_keys(column: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Torchvision's name and the shape of each tensor, by its name in a detector.
+
+    Args: column: 0 for Mask TextSpotter v3, 1 for TextBPN++, 2 for FCENet of MMOCR.
+    """
+    rows = {}
+    for line in (ROOT / "tests" / "resnet50_keys.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            *names, shape = line.split()
+            sides = () if shape == "scalar" else tuple(int(side) for side in shape.split("x"))
+            rows[names[column]] = (names[2], sides)
+    return {name: row for name, row in rows.items() if name != "-"}
+
+
+def run_recipe(start: str, **names: Any) -> dict[str, Any]:
+    """Run the Python lines that follow a detector's name in bold; the names that they leave."""
+    block = re.search(rf"\*\*{re.escape(start)}\*\*.*?```python\n(.*?)```", DETECTORS, re.DOTALL)
+    assert block
+    exec(block[1], names)
+    return names
+
+
+class TestOtherProjectsDetectors:
+    @pytest.fixture
+    def state(self, folder) -> dict[str, Tensor]:
+        return load_file(exported(folder, "resnet50", "native"))
+
+    def test_fcenet_s_resnet_has_exactly_the_318_names_and_shapes_of_the_file(self, state):
+        want = {name: shape for name, (_, shape) in resnet50_keys(2).items()}
+        assert len(want) == 318
+        assert {name: tuple(tensor.shape) for name, tensor in state.items()} == want
+
+    def test_fcenet_s_configurations_name_the_file(self):
+        lines = re.findall(r"`(dict\(.*\))` \|", DETECTORS)
+        both = [eval(line, {"FILE": "b.pt"}) for line in lines]
+        assert [backbone["type"] for backbone in both] == ["CLIPResNet", "mmdet.ResNet"]
+        for backbone in both:
+            assert backbone["out_indices"] == (1, 2, 3)
+            assert backbone["init_cfg"] == {"type": "Pretrained", "checkpoint": "b.pt"}
+
+    def test_the_lines_for_textbpn_give_each_tensor_its_name(self, state):
+        table = resnet50_keys(1)
+        network = nn.Module()
+        network.fpn = nn.Module()
+        network.fpn.backbone = nn.Module()
+        resnet = torchvision.models.resnet50()
+        stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        layers = (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
+        for number, stage in enumerate((stem, *layers), 1):  # as its network/layers/resnet.py does
+            network.fpn.backbone.add_module(f"stage{number}", stage)
+        network.fpn.backbone.up2 = nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1)
+        run_recipe("TextBPN++", state=state, net=network)
+        loaded = network.state_dict()
+        assert {name for name in loaded if ".up2." not in name} == table.keys()
+        for theirs, (ours, shape) in table.items():
+            assert tuple(loaded[theirs].shape) == shape and torch.equal(loaded[theirs], state[ours])
+
+    def test_the_lines_for_mask_textspotter_write_each_tensor_under_its_name(
+        self, state, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        run_recipe("Mask TextSpotter v3", state=state, torch=torch)
+        held = torch.load("mask_textspotter.pth", weights_only=True)["model"]
+        table = resnet50_keys(0)
+        assert len(table) == 318 - 53  # no layer counts batches
+        assert {name: tuple(tensor.shape) for name, tensor in held.items()} == {
+            name: shape for name, (_, shape) in table.items()
+        }
+        for theirs, (ours, _) in table.items():
+            added = 1e-5 if theirs.endswith("running_var") else 0
+            assert torch.equal(held[theirs], state[ours] + added)
+
+    def test_without_torch_s_epsilon_mask_textspotter_computes_the_same(
+        self, state, images, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        run_recipe("Mask TextSpotter v3", state=state, torch=torch)
+        held = torch.load("mask_textspotter.pth", weights_only=True)["model"]
+        frozen = partial(torchvision.ops.FrozenBatchNorm2d, eps=0)
+        network = torchvision.models.resnet50(norm_layer=frozen)
+        named = {
+            name.removeprefix("backbone.body.").removeprefix("stem."): held[name] for name in held
+        }
+        missing = network.load_state_dict(named, strict=False)
+        assert missing.missing_keys == ["fc.weight", "fc.bias"] and not missing.unexpected_keys
+        with torch.no_grad():
+            want = randomized_backbone("resnet50")(images)
+        for a, b in zip(stages(network, images), want, strict=True):
+            assert (a - b).abs().max() <= FUSED * b.abs().max()
+
+    def test_the_pixel_statistics_for_mask_textspotter_are_clip_s_backwards(self):
+        for name, values in (("MEAN", vlpt.PIXEL_MEAN), ("STD", vlpt.PIXEL_STD)):
+            quoted = re.search(rf"PIXEL_{name}: \[([\d., ]+)\]", DETECTORS)[1]
+            got = [float(number) for number in quoted.split(",")]
+            assert got == [round(255 * value, 2) for value in reversed(values)]
 
 
 def released() -> dict:

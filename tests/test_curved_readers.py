@@ -1,7 +1,9 @@
 """Tests of the readers of LSVT, ArT and CTW1500 on small folders in their layouts."""
 
 import json
+import pickle
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data_stub as ds
+import train_min
 import vlpt
-from readers import CTW1500, LSVT
+from experiments import fake_lsvt as fake
+from experiments.fake_lsvt import fake_lsvt
+from readers import CTW1500, LSVT, lsvt
 from readers.check import check
 from readers.detection import open_detection
 from readers.folder import BAD_LINES, FEW_POINTS, MARKED, NO_LABEL, NO_PICTURE, NO_TEXT
@@ -132,6 +137,107 @@ class TestLSVT:
             LSVT(tmp_path)
         with pytest.raises(FileNotFoundError, match="nowhere: not found; expected ROOT/train_full"):
             LSVT(tmp_path / "nowhere")
+
+
+class TestIndexOfLSVT:
+    """Large label files get an index, which changes nothing but the time and the memory."""
+
+    @pytest.fixture
+    def root(self, tmp_path) -> Path:
+        """Both halves, with all that is left out or odd; "é" and a line break are spelled oddly."""
+        texts = [region("good"), region("a", illegibility=True), region(""), region("x\ny", CURVE)]
+        entries = TestLSVT().entries(12) | {"gt_1": texts, "gt_2": [], "gt_40": [region("gone")]}
+        root = make_lsvt(tmp_path / "lsvt", entries)
+        next(root.rglob("gt_40.jpg")).rename(tmp_path / "elsewhere.jpg")
+        Image.new("RGB", (9, 9)).save(root / "train_full_images_0/gt_41.jpg")
+        weak = {f"gt_{k}": [{"transcription": f"e\u0301 weak {'long' * k}中文"}] for k in range(13)}
+        return make_lsvt(root, weak, "train_weak", 3)
+
+    @pytest.mark.parametrize("split", ds.SPLITS)
+    @pytest.mark.parametrize("part", ["", "train_weak_labels.json", "train_full_labels.json"])
+    def test_says_what_the_labels_say(self, root, split, part, monkeypatch, capsys):
+        plain = LSVT(root / part, split)
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        for printed in (1, 0):  # the first start writes the index, and later ones do not
+            indexed = LSVT(root / part, split)
+            assert capsys.readouterr().out.count("index written, once") == printed
+            assert (len(indexed), indexed.notes) == (len(plain), plain.notes)
+            assert (indexed.named, indexed.as_shown) == (plain.named, plain.as_shown)
+            assert [indexed.name(k) for k in range(len(plain))] == [
+                str(i.path) for i in plain.items
+            ]
+            for got, want in zip(indexed.items, plain.items, strict=True):
+                words = [vlpt.normalize_text(w).replace("\n", " ") for w in want.words]
+                assert got.words == words and (got.polygons is None) == (want.polygons is None)
+                for ours, theirs in ((got.polygons, want.polygons), (got.ignored, want.ignored)):
+                    if theirs is not None:
+                        assert [p.tolist() for p in ours] == [p.tolist() for p in theirs]
+            for chars in ("中", "abcdegklnow", "é"):
+                notes = [Counter(), Counter()]
+                alphabet = vlpt.Alphabet(chars)
+                found = [
+                    s.learnable(alphabet, n).tolist()
+                    for s, n in zip((indexed, plain), notes, strict=True)
+                ]
+                assert found[0] == found[1] and notes[0] == notes[1]
+            printable = [
+                +Counter({c: n for c, n in s.characters().items() if c not in " \n"})
+                for s in (indexed, plain)
+            ]
+            assert printable[0] == printable[1]
+
+    def test_is_built_again_when_labels_or_pictures_change(self, root, monkeypatch, capsys):
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        assert len(LSVT(root)) == 23
+        Image.new("RGB", (9, 9)).save(root / "train_full_images_0/gt_40.jpg")
+        assert len(LSVT(root)) == 24
+        labels = json.loads((root / "train_weak_labels.json").read_text())
+        (root / "train_weak_labels.json").write_text(json.dumps(labels | {"gt_0": [region("new")]}))
+        assert capsys.readouterr().out.count("index written, once") == 2
+        assert ["new"] in [item.words for item in LSVT(root).items]
+        assert capsys.readouterr().out.count("index written, once") == 1
+
+    def test_an_index_that_is_damaged_is_built_again(self, root, monkeypatch, capsys):
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        path = LSVT(root).table.path
+        assert path == root / "lsvt.train.index"
+        good = path.read_bytes()
+        for bad in (good[:-1], good + b"\0", b"", b"text" * 99, good[:30] + b"{" + good[31:]):
+            path.write_bytes(bad)
+            assert len(LSVT(root)) == 23 and path.read_bytes() == good
+
+    def test_workers_map_it_themselves(self, root, monkeypatch):
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        source = LSVT(root)
+        assert len(pickle.dumps(source)) < 1000
+        again = pickle.loads(pickle.dumps(source))
+        assert (again[0].words, again.name(3)) == (source[0].words, source.name(3))
+
+    def test_a_run_learns_the_characters_of_its_words(self, tmp_path, monkeypatch, capsys):
+        """From the labels to a backbone, with `--alphabet data`."""
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        monkeypatch.chdir(tmp_path)
+        fake_lsvt(tmp_path / "lsvt", 10, 30)
+        options = "--alphabet data --image-size 64 --samples 8 --batch 4 --eval 4 --workers 0"
+        train_min.main(["--data", "lsvt:lsvt", *options.split(), "--name", "chinese"])
+        checkpoint = vlpt.read_checkpoint(tmp_path / "runs/chinese/checkpoint.pt")
+        alphabet = checkpoint["config"]["alphabet"]
+        assert set(alphabet) == set(LSVT("lsvt").characters())
+        assert len(alphabet) > 50 and all("\u4e00" <= char <= "\u9fff" for char in alphabet)
+        size = checkpoint["config"]["backbone_size"]
+        path = tmp_path / "runs/chinese/backbone.safetensors"
+        vlpt.load_backbone(path, checkpoint["config"]["backbone"], **size)
+
+    def test_a_stand_in_has_the_layout_and_the_numbers(self, tmp_path, capsys):
+        fake.main([str(tmp_path / "lsvt"), "--full", "20", "--weak", "30"])
+        assert capsys.readouterr().out.endswith("50 pictures in LSVT's layout\n")
+        assert len(LSVT(tmp_path / "lsvt")) == 45
+        placed = [item.polygons is not None for item in LSVT(tmp_path / "lsvt").items]
+        assert placed == [True] * 18 + [False] * 27
+        with pytest.raises(SystemExit, match="expected a new or empty folder, got one with files"):
+            fake.main([str(tmp_path / "lsvt")])
+        with pytest.raises(SystemExit, match="expected 2 or more pictures of each kind, got 1 and"):
+            fake.main([str(tmp_path / "other"), "--full", "1"])
 
 
 class TestCTW1500:

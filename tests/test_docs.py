@@ -266,7 +266,8 @@ def test_a_name_of_vlpt_exists():
 
 def test_every_name_in_backticks_occurs_in_the_code():
     """Catches a name that the code no longer has. Placeholders are written in capitals."""
-    of_others = {"load_from", "foreach", "jpegtran", "silu"}  # of other programs and of torch
+    # Of other programs and of torch.
+    of_others = {"load_from", "foreach", "jpegtran", "silu", "TextNet", "deformable_resnet50"}
     code = "\n".join(
         path.read_text("utf-8")
         for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), ROOT / "pyproject.toml"]

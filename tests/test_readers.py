@@ -283,7 +283,7 @@ class TestSynthText:
             os.utime(root / "gt.mat", ns=(1, 1))
         else:
             broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
-            broken[len(synthtext.HEAD) + 4 * 4 + 3] = 99  # an end beyond the names
+            broken[SynthText(root).table.offsets["ends"] // 8 + 3] = 99  # beyond the next end
             ends = broken.tobytes() + good[len(broken) * 8 :]
             bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
             path.write_bytes(bad.get(damage, b"not an index at all" * 99))
@@ -329,7 +329,7 @@ class TestSynthText:
         def stop(_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(synthtext.os, "fsync", stop)
+        monkeypatch.setattr(os, "fsync", stop)
         with pytest.raises(KeyboardInterrupt):
             SynthText(root)
         assert sorted(path.name for path in root.iterdir()) == ["8", "gt.mat"]
@@ -994,3 +994,55 @@ class TestFuzz:
         shutil.copytree(good / "8", root / "8")
         (root / "gt.mat").write_bytes(data.draw(changed((good / "gt.mat").read_bytes())))
         self.use(f"synthtext:{root}", r"gt\.mat|fuzzed|x_\d\.png")
+
+
+class TestMixed:
+    @pytest.fixture
+    def specs(self, tmp_path) -> list[str]:
+        """10 photographs with quads, and 20 without in a file; its folder has a + in its name."""
+        folder = tmp_path / "a+b"
+        folder.mkdir()
+        lines = []
+        for k in range(20):
+            Image.new("RGB", (40, 30), (k, 0, 0)).save(folder / f"{k}.png")
+            lines.append(json.dumps({"image": f"{k}.png", "words": [f"é{k}", "###"]}))
+        (folder / "w.jsonl").write_text("\n".join(lines), "utf-8")
+        numbers = [*range(1, 9), 801, 802]
+        return [f"icdar2015:{make_icdar(tmp_path / 'ic', numbers)}", f"jsonl:{folder / 'w.jsonl'}"]
+
+    @pytest.mark.parametrize("split", ds.SPLITS)
+    def test_has_all_pictures_of_its_parts_once(self, specs, split):
+        mixed = open_source("+".join(specs), split)
+        parts = [open_source(spec, split) for spec in specs]
+        want = {part.name(k): part[k] for part in parts for k in range(len(part))}
+        assert len(mixed) == len(want) and {mixed.name(k) for k in range(len(mixed))} == want.keys()
+        for k in range(len(mixed)):
+            assert mixed[k].words == want[mixed.name(k)].words
+            assert np.array_equal(mixed[k].image, want[mixed.name(k)].image)
+        assert mixed.notes == parts[0].notes + parts[1].notes
+        assert mixed.characters() == parts[0].characters() + parts[1].characters()
+        alphabet, notes = vlpt.Alphabet("wé"), Counter()
+        assert mixed.learnable(alphabet, notes).all() and notes[alphabets.PARTLY] == len(mixed)
+
+    def test_the_first_pictures_are_of_all_parts(self, specs):
+        mixed = open_source("+".join(specs), "train")
+        kinds = [Path(mixed.name(k)).suffix for k in range(len(mixed))]
+        assert (kinds.count(".jpg"), kinds.count(".png")) == (8, 18)
+        assert {kinds[:13].count(".jpg"), kinds[13:].count(".jpg")} == {4}
+
+    def test_a_picture_can_be_learned_where_its_words_can(self, specs):
+        mixed = open_source("+".join(specs), "train")
+        got = mixed.learnable(vlpt.Alphabet("é"), Counter())
+        assert [Path(mixed.name(k)).suffix == ".png" for k in range(len(mixed))] == got.tolist()
+
+    def test_a_detector_gets_the_polygons_of_each_part(self, specs):
+        data = open_detection(f"{specs[0]}+{specs[0]}", "heldout")
+        assert (len(data), data.name(0)) == (4, "img_801") and len(data[0].polygons) == 2
+        with pytest.raises(ValueError, match=r"\.png: expected a quad for each word, got none"):
+            [*map(open_detection("+".join(specs), "train").__getitem__, range(3))]
+
+    def test_a_part_that_is_missing_is_named(self, specs):
+        with pytest.raises(FileNotFoundError, match="nowhere: not found"):
+            open_source(f"{specs[0]}+jsonl:nowhere", "train")
+        with pytest.raises(ValueError, match=r"data: expected synth, .*joined by \+, got 'synth\+"):
+            open_source("synth+jsonl:nowhere", "train")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import data_stub
 import train_min
 import vlpt
 from experiments import reproduce
+from experiments.fake_lsvt import fake_lsvt
+from readers import LSVT
 
 SMOKE = reproduce.SCALES["smoke"]
 
@@ -45,8 +49,10 @@ def inside(ran, monkeypatch):
 
 
 class TestJobs:
-    @pytest.mark.parametrize("scale", reproduce.SCALES)
-    @pytest.mark.parametrize("table", reproduce.TABLES)
+    @pytest.mark.parametrize(
+        ("table", "scale"),
+        [*product(reproduce.TABLES, reproduce.SCALES), *product(reproduce.BENCHMARKS, ["gpu"])],
+    )
     def test_each_has_a_name_of_its_own_and_starts_from_an_earlier_one(self, table, scale):
         jobs = reproduce.list_jobs(table, reproduce.SCALES[scale])
         names = [job.name for job in jobs]
@@ -97,16 +103,44 @@ class TestJobs:
             words.append(np.mean([len(one) for one in seen]))
         assert words[0] == 1 and np.diff(words).min() > 0.3 and words[-1] > 3.2
 
-    @pytest.mark.parametrize("table", reproduce.TABLES)
-    def test_a_dry_run_prints_them_and_leaves_nothing(self, table, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize("name", reproduce.SCALES)
+    @pytest.mark.parametrize("table", reproduce.TITLES)
+    def test_a_dry_run_prints_them_and_leaves_nothing(
+        self, table, name, tmp_path, monkeypatch, capsys
+    ):
         monkeypatch.chdir(tmp_path)
-        for name, scale in reproduce.SCALES.items():
+        scale = reproduce.SCALES[name]
+        if table in reproduce.BENCHMARKS and table not in {scale.task.data, *scale.benchmarks}:
+            with pytest.raises(
+                SystemExit, match=r"error: table: expected one of a, b, c, d, .*got"
+            ):
+                reproduce.main([table, "--scale", name, "--dry-run"])
+        else:
+            jobs = reproduce.list_jobs(table, scale)
             reproduce.main([table, "--scale", name, "--dry-run"])
             lines = capsys.readouterr().out.splitlines()
-            assert [line.split()[2].removeprefix("name=") for line in lines] == [
-                job.name for job in reproduce.list_jobs(table, scale)
-            ]
+            assert [line.split()[0] for line in lines[: len(jobs)]] == [job.name for job in jobs]
+            assert re.fullmatch(r"about [\d.]+ hours to run, estimated for .*", lines[len(jobs)])
         assert not list(tmp_path.iterdir())
+
+    def test_the_hours_are_those_of_the_measured_speeds(self):
+        scale = reproduce.SCALES["gpu"]
+        hours = {
+            job.name: reproduce.estimate_hours(job, scale)
+            for job in reproduce.list_jobs("icdar2015", scale)
+        }
+        assert hours["pre-all"] == pytest.approx(9375 * 256 / 470 / 3600)
+        crops = 48_000 * (640 / 512) ** 2 * 2.3 / 394
+        assert hours["icdar2015-scratch-0"] == pytest.approx((crops + 200 * 0.5) / 3600)
+
+    def test_each_data_set_of_the_paper_has_its_table_on_one_gpu(self):
+        scale = reproduce.SCALES["gpu"]
+        for table in reproduce.BENCHMARKS:
+            jobs = reproduce.list_jobs(table, scale)
+            scored = [job for job in jobs if job.kind == "finetune"]
+            data = {reproduce.task_of(job, scale).data for job in scored}
+            assert {name.partition("-")[0] for name in data} == {table}
+            assert {job.arm for job in scored} == set(reproduce.ARMS) and len(scored) == 6
 
     def test_the_big_scale_is_marked_as_not_run(self):
         assert (
@@ -358,6 +392,23 @@ class TestData:
         with pytest.raises(SystemExit, match=r"error: .*gone"):
             reproduce.main(["a", "--scale", "smoke"])
 
+    def test_all_that_is_missing_is_named_with_what_to_download_and_where_to_put_it(
+        self, monkeypatch, tmp_path, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        for name in reproduce.PATHS:
+            monkeypatch.setitem(reproduce.PATHS, name, f"{name}-gone")
+        monkeypatch.setattr(reproduce, "run_jobs", None)
+        message = (
+            r"error: ctw1500: ctw1500-gone not found; download train_images, .* from https://\S+, "
+            r"and set VLPT_CTW1500 to .*; icdar2015: .*rrc\.cvc\.uab\.es.* VLPT_ICDAR2015"
+        )
+        with pytest.raises(SystemExit, match=message):
+            reproduce.main(["ctw1500", "--scale", "smoke"])
+        reproduce.main(["lsvt", "--scale", "gpu", "--dry-run"])
+        missing = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
+        assert len(missing) == 1 and missing[0].startswith("missing: lsvt: lsvt-gone not found")
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
     def test_the_big_scale_wants_a_gpu(self):
         with pytest.raises(SystemExit, match="--scale: expected cpu, got one that needs a GPU"):
@@ -382,6 +433,25 @@ class TestOtherTables:
                 f"d-{name}.png" for name in ("short-all", "short-sentenceencoder", "untrained")
             }
             assert names <= {path.name for path in inside.iterdir()}
+
+    def test_lsvt_is_pre_trained_on_its_weak_half_with_its_characters(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        fake_lsvt(tmp_path / "LSVT", 40, 60)
+        monkeypatch.setitem(reproduce.PATHS, "lsvt", "LSVT")
+        reproduce.main(["lsvt", "--scale", "smoke"])
+        folder = tmp_path / "runs/reproduce/smoke"
+        (row,) = json.loads((folder / "lsvt.json").read_text())
+        assert {arm: len(values) for arm, values in row["values"].items()} == {
+            "scratch": 2,
+            "pre-trained": 2,
+        }
+        config = vlpt.read_checkpoint(folder / "pre-lsvt.pt")["config"]
+        weak = LSVT("LSVT/train_weak_labels.json")
+        assert set(config["alphabet"]) == set(weak.characters())
+        assert "Published for PSENet: 77.1" in (folder / "lsvt.md").read_text()
+        assert (folder / "lsvt.png").is_file()
 
     def test_attention_that_is_spread_evenly_is_the_area(self, inside, monkeypatch):
         even = torch.full((1, 4, 4), 1 / 16)
@@ -456,6 +526,15 @@ class TestDocs:
             with pytest.raises(SystemExit, match=message):
                 reproduce.main(["check-docs"])
             values.update(before)
+
+    def test_the_hours_of_the_big_scale_are_those_of_a_dry_run(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(tmp_path)
+        page = (reproduce.ROOT / "docs/detectors.md").read_text("utf-8")
+        rows = re.findall(r"reproduce (\w+) --scale gpu` \|.* ([\d.]+) \|$", page, re.MULTILINE)
+        assert {table for table, _ in rows} == {*reproduce.BENCHMARKS, "b", "c"}
+        for table, hours in rows:
+            reproduce.main([table, "--scale", "gpu", "--dry-run"])
+            assert f"about {hours} hours to run" in capsys.readouterr().out
 
     def test_is_that_of_the_scale_that_was_run(self):
         results = json.loads(reproduce.RESULTS.read_text())
