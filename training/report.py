@@ -309,8 +309,17 @@ def caption(word: str, j: int, guess: str, missing: set[str]) -> tuple[str, str]
     shown = f"{before}_{after}"
     if missing & set(word):
         shown = f"{j + 1} of {len(word)}, {spell_out(word[j], missing)}"
-    mark, color = ("✓", "#1a7f37") if guess == word[j] else ("✗", "#c0241c")
-    return f"{shown}\nread {spell_out(guess, missing) or 'nothing'} {mark}", color
+    return f"{shown}\n{read_there(guess, word[j], missing)}", color_of(guess == word[j])
+
+
+def read_there(guess: str, char: str, missing: set[str]) -> str:
+    """What is read in place of a character, in words."""
+    mark = "✓" if guess == char else "✗"
+    return f"read {spell_out(guess, missing) or 'nothing'} {mark}"
+
+
+def color_of(is_right: bool) -> str:
+    return "#1a7f37" if is_right else "#c0241c"
 
 
 @torch.no_grad()
