@@ -30,7 +30,7 @@ import readers
 import train_min
 import vlpt
 from readers.pictures import open_image
-from training import report
+from training import gallery, report
 from training.options import Parser
 from training.runs import one_line_errors
 from training.weights import load_model
@@ -205,41 +205,38 @@ def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
     pixels = to_pixels(image)
     scale = min(1.0, MAX_SIDE / max(pixels.shape[1:]))
     if scale < 1:
-        size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
+        small = [max(1, round(side * scale)) for side in pixels.shape[1:]]
         pixels = torch.nn.functional.interpolate(
-            pixels[None], size, mode="bilinear", antialias=True
+            pixels[None], small, mode="bilinear", antialias=True
         )[0]
     columns = min(COLUMNS, len(readings) + 1)
     rows = -(-(len(readings) + 1) // columns)
     height, width = pixels.shape[1:]
     tile = 2.2 * min(2.0, max(0.5, height / width)) + 0.5
-    figure = Figure(figsize=(max(2.2 * columns, 5), tile * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    fonts, missing = report.find_fonts("".join(r.chars + r.cloze.word for r in readings[:1]))
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.axis("off")
-    report.draw_heat(grid.flat[0], pixels, None)
+    size = (max(2.2 * columns, 5), tile * rows + 0.6)
+    figure, grid = gallery.empty_grid(rows, columns, size)
+    fonts, missing = gallery.find_fonts("".join(r.chars + r.cloze.word for r in readings[:1]))
+    gallery.draw_heat(grid.flat[0], pixels, None)
     grid.flat[0].set_title("the picture", fontsize=11)
     for axes, reading in zip(grid.flat[1:], readings, strict=False):
         (char, share), *_ = best(reading, reading.with_picture)
         answer = reading.cloze.word[reading.cloze.position]
-        title = f"{report.spell_out(reading.cloze.shown, missing)}\nread "
-        title += f"{report.spell_out(char, missing)}, {100 * share:.0f} %"
+        title = f"{gallery.spell_out(reading.cloze.shown, missing)}\nread "
+        title += f"{gallery.spell_out(char, missing)}, {100 * share:.0f} %"
         color = "black"
         if answer != BLANK:
             title, color = (
                 f"{title} {'✓' if char == answer else '✗'}",
-                report.color_of(char == answer),
+                gallery.color_of(char == answer),
             )
-        report.draw_heat(axes, pixels, reading.attention)
+        gallery.draw_heat(axes, pixels, reading.attention)
         axes.set_title(title, color=color, parse_math=False, fontsize=11, fontfamily=fonts)
     about = "one character hidden (_), what is read there,"
     about += "\nand where it was looked for (bright = more attention)"
     if readings[0].attention is None:
         about = "one character hidden (_), and what is read there;\nthe model has no decoder"
     figure.suptitle(about, fontsize=11)
-    report.shrink_titles(figure, grid)
+    gallery.shrink_titles(figure, grid)
     return figure
 
 
