@@ -335,7 +335,8 @@ def save_animation(
     for reading in readings:
         with io.BytesIO() as file:
             watched_figure(heldout, reading).savefig(file, dpi=90)
-            frames.append(Image.open(file).convert("RGB").quantize(128))
+            frame = Image.open(file).convert("RGB")
+            frames.append(frame.quantize(256, Image.Quantize.FASTOCTREE))  # keeps red and green
     durations = [700] * (len(frames) - 1) + [3000]  # milliseconds
     content = io.BytesIO()
     frames[0].save(
