@@ -61,7 +61,17 @@ def resolve(name: str, start: object = vlpt) -> object:
 
 class TestPages:
     def test_the_pages_are_there(self):
-        names = ("backbone", "data", "detectors", "differences", "gpu", "quirks", "reading", "runs", "speed")
+        names = (
+            "backbone",
+            "data",
+            "detectors",
+            "differences",
+            "gpu",
+            "quirks",
+            "reading",
+            "runs",
+            "speed",
+        )
         assert {f"docs/{name}.md" for name in names} <= PAGES.keys()
 
     def test_readme_is_short(self):
