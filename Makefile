@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test proof mutants readme gpu clean
+.PHONY: help demo play test proof mutants readme gpu clean
 
 help:
 	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
+	@echo "make play    open a page in which a trained model reads; MODEL=runs/demo for your own"
 	@echo "make test    install, check every equation, the programs and the documentation"
 	@echo "make proof   check the equations on 1000 random cases each, and run the slow tests"
 	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
@@ -25,6 +26,11 @@ demo: $(VENV)/installed
 	mkdir -p runs/demo
 	$(RUN) -m readers sheet synth runs/demo/sheet.png --digits
 	$(RUN) train_min.py --name demo --overwrite
+
+MODEL ?=
+play: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[play]'
+	$(RUN) -m experiments.play $(MODEL)
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -371,7 +371,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                 line = log.evaluation(samples, evaluate(masked_only, eval_batches, args.seed))
                 with bar.external_write_mode():
                     print_rank0(line)
-                log.figure(samples, model, heldout)
+                log.reading(samples, model, heldout)
             if is_evaluated or stop:
                 log.share()
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())

@@ -1021,6 +1021,9 @@ def write_summary(name: str, folder: Path) -> None:
             for table in (*TABLES, *SCALES[name].benchmarks)
         },
     }
+    earlier = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    if "localisation" in earlier:  # of experiments/localise.py
+        found["localisation"] = earlier["localisation"]
     vlpt.write_atomically(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     print(f"wrote {RESULTS}")
 

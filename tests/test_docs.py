@@ -61,7 +61,17 @@ def resolve(name: str, start: object = vlpt) -> object:
 
 class TestPages:
     def test_the_pages_are_there(self):
-        names = ("backbone", "data", "detectors", "differences", "gpu", "quirks", "runs", "speed")
+        names = (
+            "backbone",
+            "data",
+            "detectors",
+            "differences",
+            "gpu",
+            "quirks",
+            "reading",
+            "runs",
+            "speed",
+        )
         assert {f"docs/{name}.md" for name in names} <= PAGES.keys()
 
     def test_readme_is_short(self):
@@ -242,6 +252,8 @@ def test_an_option_in_backticks_exists(page):
             run_help(["-m", "experiments.reproduce"], [])[1],
             run_help(["-m", "transfer.export"], [])[1],
             run_help(["-m", "experiments.gpu"], [])[1],
+            run_help(["-m", "experiments.read"], [])[1],
+            run_help(["-m", "experiments.localise"], [])[1],
         ]
         found = set(re.findall(r"--[\w-]+", " ".join(texts)))
         assert options <= found | {"--nproc-per-node"}  # torchrun's

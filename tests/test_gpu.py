@@ -17,6 +17,7 @@ import vlpt
 from experiments.gpu import __main__ as command
 from experiments.gpu import bench, check, detect, pretrain, tables
 from experiments.gpu.programme import REHEARSAL, Programme, Sizes
+from training.weights import load_model
 from transfer.dataset import CheckedSample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +70,7 @@ def test_the_rehearsal_takes_every_step_and_repeats_none(tmp_path):
         found = json.loads((tmp_path / f"{arm}.detections.json").read_text())
         assert [each["picture"] for each in found["detections"]] == ["img_801", "img_802"]
 
-    saved = vlpt.read_checkpoint(tmp_path / "model.pt")
-    model = vlpt.VLPT(vlpt.Config(**saved["config"]))
-    model.load_state_dict(saved["state_dict"])
+    model = load_model(tmp_path / "model.pt")
     backbone = vlpt.load_backbone(tmp_path / "backbone.pt", "resnet18")
     torch.testing.assert_close(
         model.backbone.conv1.weight, backbone.conv1.weight, atol=1e-3, rtol=0

@@ -26,7 +26,7 @@ from PIL import Image
 import data_stub
 import readers
 import vlpt
-from training import report
+from training import gallery, report
 
 STEPS = [
     {
@@ -163,7 +163,7 @@ class TestAttention:
         model, heldout = digits
         model.train()
         state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
-        figure = report.attention_figure(model, heldout, pictures=3)
+        figure = gallery.attention_figure(model, heldout, pictures=3)
         assert model.training and torch.equal(torch.get_rng_state(), state)  # training goes on as
         assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())  # if unseen
         words = [vlpt.Alphabet("0123456789").decode(heldout[k][1])[0] for k in range(3)]
@@ -178,7 +178,7 @@ class TestAttention:
 
     def test_the_heat_is_the_model_s_attention_from_the_hidden_letter(self, digits):
         model, heldout = digits
-        figure = report.attention_figure(model, heldout, pictures=1)
+        figure = gallery.attention_figure(model, heldout, pictures=1)
         pixels, ids, _ = heldout[0]
         for j, axes in enumerate([a for a in figure.axes if "read" in a.get_title()]):
             hidden = ids.clone()
@@ -196,7 +196,7 @@ class TestAttention:
 
     def test_titles_never_run_into_each_other(self, tmp_path):
         words = ["W" * 25, "wwwwwwwwwwwwwwwwwwwwwwwww", "MMMMMMMMMM", "a", "W@W@W@W@W@W"]
-        figure = report.attention_figure(*photographs(tmp_path, words))
+        figure = gallery.attention_figure(*photographs(tmp_path, words))
         figure.draw_without_rendering()
         boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
         boxes.append(figure._suptitle.get_window_extent())
@@ -208,7 +208,7 @@ class TestAttention:
         """Where nothing but matplotlib's own fonts is installed."""
         own = [font for font in font_manager.fontManager.ttflist if "matplotlib" in font.fname]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-        figure = report.attention_figure(
+        figure = gallery.attention_figure(
             *photographs(tmp_path, ["京都", "한국어", "Émile", "a\u200bb"])
         )
         figure.savefig(tmp_path / "a.png")
@@ -225,19 +225,19 @@ class TestAttention:
         }
         fonts = [font_manager.FontEntry(fname=name, name=name, weight=400) for name in held]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
-        monkeypatch.setattr(report, "glyphs", lambda name: frozenset(held[name]))
-        assert report.find_fonts("A") == (["DejaVu Sans"], set())
-        assert report.find_fonts("A京한") == (["DejaVu Sans", "Large"], set())
-        assert report.find_fonts("A京都\n") == (["DejaVu Sans", "Large"], {"都", "\n"})
+        monkeypatch.setattr(gallery, "glyphs", lambda name: frozenset(held[name]))
+        assert gallery.find_fonts("A") == (["DejaVu Sans"], set())
+        assert gallery.find_fonts("A京한") == (["DejaVu Sans", "Large"], set())
+        assert gallery.find_fonts("A京都\n") == (["DejaVu Sans", "Large"], {"都", "\n"})
 
     def test_dollars_are_no_formula(self, tmp_path):
-        figure = report.attention_figure(*photographs(tmp_path, ["$x^$", "$$", r"\frac"]))
+        figure = gallery.attention_figure(*photographs(tmp_path, ["$x^$", "$$", r"\frac"]))
         figure.savefig(tmp_path / "a.png")
         assert "$x^$" in titles(figure)
 
     def test_without_a_decoder_there_is_no_attention_and_no_error(self, tmp_path):
         model, heldout = photographs(tmp_path, ["ab", "c"], decoder="none")
-        figure = report.attention_figure(model, heldout)
+        figure = gallery.attention_figure(model, heldout)
         assert "no decoder" in figure.get_suptitle()
         assert all(len(axes.images) <= 1 for axes in figure.axes)
 
@@ -245,12 +245,12 @@ class TestAttention:
         model, heldout = photographs(tmp_path, ["ab"])
         (tmp_path / "0.png").unlink()
         with pytest.raises(ValueError, match="no held-out picture can be read"):
-            report.attention_figure(model, heldout)
+            gallery.attention_figure(model, heldout)
 
     def test_tensorboard_takes_the_figure(self, digits, tmp_path):
         tensorboard = pytest.importorskip("torch.utils.tensorboard")
         with tensorboard.SummaryWriter(str(tmp_path)) as board:
-            board.add_figure("attention", report.attention_figure(*digits, pictures=1), 8)
+            board.add_figure("attention", gallery.attention_figure(*digits, pictures=1), 8)
         assert next(tmp_path.glob("events.*")).stat().st_size > 10_000
 
 

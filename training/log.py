@@ -240,13 +240,18 @@ class Log:
         shares = " ".join(f"{result[key]:6.3f}" for key in ("acc_right", "acc_other", "i2t", "t2i"))
         return f"{line}{' ' * 9}{shares} {speed:6.0f} {wait:6.2f}"
 
-    def figure(self, samples: int, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
-        """Draw where the model looks, for TensorBoard."""
-        if self.board is not None:
-            with warn_only("draw the attention"):
-                from training.report import attention_figure
+    def reading(self, samples: int, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
+        """Log what the model reads in a few held-out images; for TensorBoard, where it looks."""
+        if self.path is None:
+            return
+        with warn_only("look at held-out pictures"):
+            from training import gallery
 
-                self.board.add_figure("attention", attention_figure(model, heldout), samples)
+            pictures = gallery.watch(model, heldout)
+            self.write("reading", {"samples": samples, "pictures": pictures})
+            if self.board is not None:
+                figure = gallery.attention_figure(model, heldout)
+                self.board.add_figure("attention", figure, samples)
 
     def print_skipped(self) -> None:
         """Tell what the training pictures lacked."""

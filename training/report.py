@@ -1,7 +1,6 @@
-"""Figures of a run: its curves, where the model looks, a page with everything, and two runs.
+"""Figures of a run: its curves, a page with everything, and two runs side by side.
 
     plot_losses(path, steps, evaluations, chance)   the curves of one run
-    attention_figure(model, heldout)                which letter looks where, a matplotlib Figure
     write_report("runs/NAME")                       report.html, one file that needs no network
     compare(["runs/A", "runs/B"])                   a table to print, and one plot
 
@@ -14,28 +13,24 @@ import io
 import json
 import math
 import os
-import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib.style
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager, get_font
 from matplotlib.ticker import EngFormatter
-from torch import Tensor
 
 import data_stub
 import vlpt
+from training import gallery
+from training.gallery import find_fonts, spell_out
 from training.options import Parser
 
 Row = Mapping[str, Any]
@@ -84,6 +79,8 @@ MEANING = {
 }
 PICTURES = {  # files of a run, each with a title and an alternative text
     "attention.png": ("Which letter looks where", "held-out images under their attention maps"),
+    "learning.png": ("How it learned to read", "the same held-out images at each evaluation"),
+    "retrieval.png": ("What is nearest", "the nearest words of images, and images of words"),
     "sheet.png": ("Images it was trained on", "rendered images with their words outlined"),
 }
 
@@ -98,6 +95,7 @@ class Run(NamedTuple):
     others: Counter[str]  # how many log lines of each other kind
     result: dict[str, Any]  # of metrics.json, or {} for a run that has not ended
     notes: list[str]  # what is unusual, in words
+    readings: Sequence[Row] = ()  # what the model read at each evaluation, see training/gallery.py
 
 
 def no_run(folder: Path, file: str) -> ValueError:
@@ -139,20 +137,22 @@ def read_run(folder: str | Path) -> Run:
             raise damaged(folder / "metrics.json", error) from None
     else:
         notes.append("has not ended: there is no metrics.json")
-    steps, evaluations, others, log_notes = read_log(folder)
-    return Run(folder, facts, steps, evaluations, others, result, notes + log_notes)
+    rows, others, log_notes = read_log(folder)
+    steps, evaluations, readings = rows
+    return Run(folder, facts, steps, evaluations, others, result, notes + log_notes, readings)
 
 
-def read_log(folder: Path) -> tuple[list[Row], list[Row], Counter[str], list[str]]:
-    """The steps, the evaluations, the number of other lines by kind, and what is unusual."""
+def read_log(folder: Path) -> tuple[list[list[Row]], Counter[str], list[str]]:
+    """The steps, evaluations and readings, the number of other lines by kind, what is unusual."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise no_run(folder, path.name)
     required = {
         "step": ("samples", "char", "contrastive"),
         "evaluation": ("samples", "acc_right", "acc_other", "i2t", "t2i", "pictures"),
+        "reading": ("samples",),
     }
-    kept: dict[str, dict[float, Row]] = {"step": {}, "evaluation": {}}
+    kept: dict[str, dict[float, Row]] = {kind: {} for kind in required}
     others = Counter[str]()
     notes = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -172,8 +172,8 @@ def read_log(folder: Path) -> tuple[list[Row], list[Row], Counter[str], list[str
             if number < len(lines) or not isinstance(error, json.JSONDecodeError):
                 raise damaged(f"{path}:{number}", error) from None
             notes.append(f"line {number} of log.jsonl, its last, was cut short and is left out")
-    steps, evaluations = ([row for _, row in sorted(kept[kind].items())] for kind in kept)
-    return steps, evaluations, others, notes
+    rows = [[row for _, row in sorted(kept[kind].items())] for kind in kept]
+    return rows, others, notes
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -243,39 +243,6 @@ def draw_panel(axes: Axes, name: str, runs: Sequence[tuple[str, Run]]) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-@cache
-def glyphs(path: str) -> frozenset[int]:
-    """The code points that a font file can show."""
-    with suppress(ValueError, OSError, RuntimeError):
-        return frozenset(get_font(path).get_charmap())
-    return frozenset()
-
-
-def find_fonts(text: str) -> tuple[list[str], set[str]]:
-    """Fonts of this machine that show a text, and those of its characters that none of them has."""
-    regular = {"style": "normal", "variant": "normal", "weight": 400}
-    files = {
-        font.name: font.fname
-        for font in fontManager.ttflist
-        if all(getattr(font, key) == value for key, value in regular.items())
-        and not re.match("cm|STIX|Last Resort", font.name)  # their letters have other codes
-    }
-    fonts = ["DejaVu Sans"]  # matplotlib's own
-    missing = {ord(c) for c in text if c.isprintable()} - glyphs(files.get(fonts[0], ""))
-    while missing:
-        best = max(sorted(files), key=lambda name: len(missing & glyphs(files[name])))
-        if not missing & glyphs(files[best]):
-            break
-        fonts.append(best)
-        missing -= glyphs(files[best])
-    return fonts, {c for c in text if ord(c) in missing or not c.isprintable()}
-
-
-def spell_out(text: str, missing: set[str]) -> str:
-    """A text in which characters that no font has are written as their code points."""
-    return "".join(f" U+{ord(c):04X} " if c in missing else c for c in text).strip()
-
-
 def plot_curves(runs: Sequence[tuple[str, Run]], panels: Sequence[str] = tuple(PANELS)) -> Figure:
     """Draw panels of curves. Long names are shortened in the legend."""
     fonts, missing = find_fonts("".join(name for name, _ in runs))
@@ -302,109 +269,9 @@ def plot_losses(
     plot_curves([("", run)]).savefig(path, dpi=110)
 
 
-def caption(word: str, j: int, guess: str, missing: set[str]) -> tuple[str, str]:
-    """What is hidden and what is read there, in words and as a colour."""
-    before = "…" * (j > 4) + word[max(0, j - 4) : j]
-    after = word[j + 1 : j + 5] + "…" * (len(word) > j + 5)
-    shown = f"{before}_{after}"
-    if missing & set(word):
-        shown = f"{j + 1} of {len(word)}, {spell_out(word[j], missing)}"
-    mark, color = ("✓", "#1a7f37") if guess == word[j] else ("✗", "#c0241c")
-    return f"{shown}\nread {spell_out(guess, missing) or 'nothing'} {mark}", color
-
-
-@torch.no_grad()
-def look(
-    model: vlpt.VLPT, pixels: Tensor, ids: Tensor, positions: list[int]
-) -> tuple[list[int], list[Tensor]]:
-    """Hide each of these characters of an image's first word, one at a time.
-
-    Returns:
-        The id that is read at each position; and the attention maps of the image feature and of
-        each hidden character, or none if the model has no decoder.
-    """
-    device = model.logit_scale.device
-    copies = range(len(positions))
-    hidden = ids.repeat(len(positions), 1, 1).to(device)  # copy n hides the character n
-    hidden[copies, positions, 0] = vlpt.MASK
-    images = vlpt.normalize(pixels.expand(len(positions), -1, -1, -1).to(device))
-    guesses = model(images, hidden).logits[copies, positions, 0].argmax(dim=-1).tolist()
-    if model.decoder is None:
-        return guesses, []
-    pooled, maps = model.attention_maps(images, hidden)
-    return guesses, [pooled[0], *maps[copies, positions, 0]]
-
-
-@matplotlib.style.context("default")
-def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6) -> Figure:
-    """Which letter looks where: a row a picture, a column for each hidden character of its word."""
-    items = (heldout[k] for k in range(min(4 * pictures, len(heldout.indices))))
-    chosen = list(islice((item[:2] for item in items if not isinstance(item, str)), pictures))
-    if not chosen:
-        raise ValueError("no held-out picture can be read")
-    alphabet = heldout.alphabet
-    fonts, missing = find_fonts(alphabet.chars)
-    known = [(ids[:, 0] > vlpt.UNK).nonzero().flatten()[:8].tolist() for _, ids in chosen]
-    columns = 2 + max(map(len, known))
-    size = (max(1.7 * columns, 7), 2.2 * len(chosen) + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(chosen), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])  # or the layout measures them all, though they are hidden
-        axes.axis("off")
-    was_training = model.training
-    model.eval()
-    try:
-        looks = [look(model, *picture, where) for picture, where in zip(chosen, known, strict=True)]
-    finally:
-        model.train(was_training)
-    for row, (pixels, ids), positions, (guesses, maps) in zip(
-        grid, chosen, known, looks, strict=True
-    ):
-        word = alphabet.decode(ids)[0]
-        title = spell_out(word[:12], missing) + "…" * (len(word) > 12)
-        captions = [(title, "black"), ("image feature", "black")]
-        for j, guess in zip(positions, guesses, strict=True):
-            guessed = alphabet.decode(torch.tensor([[guess]]))[0]
-            captions.append(caption(word, j, guessed, missing))
-        heats: list[Tensor | None] = [None, *maps]
-        heats += [None] * (len(captions) - len(heats))
-        for axes, heat, (title, color) in zip(row, heats, captions, strict=False):
-            axes.set_title(title, color=color, parse_math=False, fontsize=11, fontfamily=fonts)
-            draw_heat(axes, pixels, heat)
-    about = "held-out images (no decoder, so no attention)"
-    if model.decoder is not None:
-        about = "held-out images; where the image feature looks; then one character hidden (_),"
-        about += "\nwhat is read there, and where it was looked for (bright = more attention)"
-    figure.suptitle(about, fontsize=11)
-    shrink_titles(figure, grid)
-    return figure
-
-
-def draw_heat(axes: Axes, pixels: Tensor, heat: Tensor | None) -> None:
-    """Show an image (3, H, W), in grey under a map (h, w) if there is one."""
-    image = pixels.permute(1, 2, 0).numpy()
-    if heat is None:
-        axes.imshow(image)
-        return
-    level = heat.float().cpu().numpy() / heat.max().item()
-    height, width = pixels.shape[1:]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(image.mean(2) * 0.7, "gray", vmin=0, vmax=255)
-    axes.imshow(level, "inferno", alpha=0.6 * level, interpolation="bilinear", extent=extent)
-
-
-def shrink_titles(figure: Figure, grid: np.ndarray) -> None:
-    """Make titles smaller that would run into each other."""
-    figure.draw_without_rendering()
-    for axes in grid.flat:
-        share = axes.title.get_window_extent().width / axes.get_window_extent().width
-        axes.title.set_fontsize(11 / max(1.0, 1.06 * share))
-
-
 @matplotlib.style.context("default")
 def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
-    attention_figure(model, heldout).savefig(path, dpi=110)
+    gallery.attention_figure(model, heldout).savefig(path, dpi=110)
 
 
 def draw_all(
@@ -415,9 +282,14 @@ def draw_all(
     evaluations: Sequence[Row],
     chance: tuple[float, float],
 ) -> None:
-    """Leave loss.png, attention.png and report.html in the folder of a run that has ended."""
+    """Leave the figures, the animation and report.html in the folder of a run that has ended."""
     plot_losses(out / "loss.png", steps, evaluations, chance)
     plot_attention(out / "attention.png", model, heldout)
+    gallery.retrieval_figure(model, heldout).savefig(out / "retrieval.png", dpi=110)
+    readings = read_run(out).readings
+    if readings:
+        gallery.learning_figure(heldout, readings).savefig(out / "learning.png", dpi=110)
+        gallery.save_animation(out / "learning.gif", heldout, readings)
     write_report(out)
 
 

@@ -31,6 +31,9 @@ FILES = (
     "backbone.safetensors",
     "loss.png",
     "attention.png",
+    "learning.gif",
+    "learning.png",
+    "retrieval.png",
     "report.html",
 )
 OF_THIS_CALL = ("resume", "overwrite")  # options that do not belong to the run

@@ -8,7 +8,6 @@ all characters from the start.
 """
 
 import dataclasses
-import io
 import math
 import multiprocessing
 import queue
@@ -29,6 +28,7 @@ import train_min
 import vlpt
 from experiments.gpu.programme import DIGITS, SHORT, Programme, Result, Sizes
 from training import data
+from training.weights import save_model
 
 SEED = 0
 MAX_SHOWN = 4  # words of a rendered picture, of which up to three are drawn for each use
@@ -237,7 +237,7 @@ def pretrain(programme: Programme, seconds: float) -> Result:
     workers = data.default_workers(device)
     batches = data.evaluation_batches(heldout, sizes.heldout, sizes.batch, workers)
     found |= train_min.evaluate(vlpt.MaskedOnly(model), batches, SEED)
-    save_half(model, programme)
+    save_model(model, programme.out / "model.pt")
     vlpt.export_backbone(model, programme.out / "backbone.pt", training_data="synth")
     return found
 
@@ -296,14 +296,3 @@ def train(model: vlpt.VLPT, sizes: Sizes, device: torch.device, seconds: float) 
         "stages": curriculum.changes,
         "curve": curve[:: max(1, len(curve) // 40)],
     }
-
-
-def save_half(model: vlpt.VLPT, programme: Programme) -> None:
-    """Write the whole model in half precision, with what is needed to build it."""
-    state = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in model.cpu().state_dict().items()
-    }
-    content = io.BytesIO()
-    torch.save({"state_dict": state, "config": dataclasses.asdict(model.config)}, content)
-    vlpt.write_atomically(programme.out / "model.pt", content.getvalue())

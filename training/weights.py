@@ -1,0 +1,65 @@
+"""Files that hold a whole model: {"state_dict": ..., "config": the fields of vlpt.Config}.
+
+Checkpoints of a run have both, and more. A file for others to use has nothing else, and its numbers
+are in half precision; a loaded model computes in float32.
+"""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import torch
+
+import vlpt
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGED = ROOT / "weights/tiny.pt"  # the weights that come with the repository
+
+
+def save_model(model: vlpt.VLPT, path: Path) -> None:
+    """Write the whole model in half precision, with what is needed to build it."""
+    state = {
+        key: value.half().cpu() if value.is_floating_point() else value.cpu()
+        for key, value in model.state_dict().items()
+    }
+    content = io.BytesIO()
+    torch.save({"state_dict": state, "config": dataclasses.asdict(model.config)}, content)
+    vlpt.write_atomically(path, content.getvalue())
+
+
+def load_model(source: str | Path | None = None) -> vlpt.VLPT:
+    """Build the model of a run or of a file, ready for use: in float32, and in evaluation mode.
+
+    Args:
+        source: a run's folder, of which the last checkpoint is used, a file, or None for the
+            weights that come with the repository.
+    Raises:
+        OSError: the file cannot be read, or there is none.
+        ValueError: it is damaged, or holds something else than a whole model.
+    """
+    path = PACKAGED if source is None else Path(source)
+    if source is None and not path.is_file():
+        raise FileNotFoundError(
+            f"{path.relative_to(ROOT)}: expected the weights that come with the repository, got no "
+            "such file; name the folder of a run or the file of a model"
+        )
+    if path.is_dir():
+        checkpoints = [path / "checkpoint.pt", path / "checkpoint.previous.pt"]
+        found = [checkpoint for checkpoint in checkpoints if checkpoint.is_file()]
+        if not found:
+            raise ValueError(f"{path}: expected the folder of a run, got no checkpoint.pt in it")
+        path = found[0]
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: expected a run's folder or a model's file, got neither")
+    content = vlpt.read_checkpoint(path)
+    if not {"state_dict", "config"} <= content.keys():
+        raise ValueError(f"{path}: expected a whole model, got no state_dict and config in it")
+    try:
+        model = vlpt.VLPT(vlpt.Config(**content["config"]))
+        model.load_state_dict(content["state_dict"])  # float32, whatever the file has
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: expected the model of its config, got another: {reason}"
+        ) from None
+    return model.eval()
