@@ -27,7 +27,7 @@ from training.runs import one_line_errors
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, LABELS = "ch4_training_images", "ch4_training_localization_transcription_gt"
 QUALITIES = (70, 60, 50, 40)  # of WebP, from the best; the first one that fits is taken
-PACKAGES = ("shapely>=2.1", "pyclipper>=1.3")  # beside the fonts
+PACKAGES = ("shapely>=2.1", "pyclipper>=1.3.0.post4")  # beside the fonts
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MIB = 2**20
 
