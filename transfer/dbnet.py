@@ -23,9 +23,9 @@ The loss is L = w_s L_s + w_b L_b + w_t L_t, for P, B and T. The paper and the c
     MMOCR         as the released code
     here          as the released code
 
-Other differences from the released code: the pyramid is PSENet's; words of fewer than 8 pixels are
+Other differences from the released code: the pyramid is PSENet's; words thinner than 8 pixels are
 not ignored; the threshold map is not learned in ignored regions; the score of a detection is the
-mean over its pixels, not over its box; a batch without a word teaches P that it has none.
+mean over its pixels, not over its box; a batch without a word teaches P that there is no text.
 """
 
 from collections.abc import Mapping, Sequence
