@@ -77,7 +77,8 @@ from training.init import load_init
 from training.options import Parser
 from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
 from transfer.detect import evaluate_detector, place, train_detector
-from transfer.psenet import DetectorConfig, build_detector
+from transfer.heads import build_detector
+from transfer.pyramid import DetectorConfig
 
 PROGRAM = "python -m experiments.reproduce"
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +207,7 @@ class Scale:
     """The sizes of everything."""
 
     config: vlpt.Config
-    backbone: str  # its name in transfer/psenet.py
+    backbone: str  # its name in transfer/pyramid.py
     width: int  # channels of the detector's pyramid
     start: tuple[str, ...] | None  # options of train_min.py; the weights of that run begin `stages`
     stages: tuple[Stage, ...]  # of table a

@@ -18,10 +18,11 @@ from scipy.io import savemat
 
 import data_stub
 import vlpt
-from transfer import dataset, detect, psenet
+from transfer import dataset, detect, heads
 from transfer.cache import CachedSource
 from transfer.dataset import CheckedSample, TrainingCrops, open_dataset
-from transfer.psenet import DetectorConfig, draw_kernels
+from transfer.psenet import PSENet, draw_kernels
+from transfer.pyramid import PADDING_COLOR, DetectorConfig
 from transfer.score import f_score, match_detections
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +221,7 @@ class TestCrops:
             word = kernels[0] > 0
             pixels = np.asarray(crop.image).mean(-1)
             bright = pixels > pixels.max() / 2 if word.any() else np.zeros((64, 64), bool)
-            bright &= pixels != psenet.PADDING_COLOR[0]
+            bright &= pixels != PADDING_COLOR[0]
             assert (bright & word).sum() >= 0.75 * (bright | word).sum()
 
     def test_follow_from_the_seed_and_have_the_right_types(self):
@@ -293,28 +294,29 @@ class TestSurvey:
 
 class TestTraining:
     def test_matrices_decay_and_gains_do_not(self):
-        model = psenet.build_detector(CONFIG)
+        model = heads.build_detector(CONFIG)
         groups = detect.make_optimizer(model, 1e-3).param_groups
         decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
         assert decaying == {id(p) for p in model.parameters() if p.ndim > 1}
         assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
-    def test_overfits_four_pictures(self):
+    @pytest.mark.parametrize(("head", "term"), [("psenet", "text"), ("db", "probability")])
+    def test_overfits_four_pictures(self, head, term):
         torch.manual_seed(0)
-        config = DetectorConfig(width=32, long_side=128)
+        config = DetectorConfig(width=32, long_side=128, head=head)
         data = Drawn()
-        model = psenet.build_detector(config)
+        model = heads.build_detector(config)
         crops = TrainingCrops(data, config, 128, 0)
         rows = detect.train_detector(model, crops, samples=240, batch=4, lr=3e-3)
         found = detect.evaluate_detector(model, data, config)
-        assert rows[-1]["text"] < 0.5 * rows[0]["text"]
+        assert rows[-1][term] < 0.5 * rows[0][term]
         assert (found["pictures"], found["words"]) == (4, 12) and found["f"] >= 0.95, found
 
     def test_evaluation_counts_words_with_unusable_corners(self, tmp_path, monkeypatch):
         lines = ("10,10,50,10,10,30,50,30,word", "70,20,70,20,70,20,70,20,dot")
         data = open_dataset(f"icdar2015:{make_icdar(tmp_path, lines=lines)}", "heldout")
         monkeypatch.setattr(detect, "detect_text", lambda *_: ([SQUARE], [0.9]))
-        found = detect.evaluate_detector(psenet.build_detector(CONFIG), data, CONFIG)
+        found = detect.evaluate_detector(heads.build_detector(CONFIG), data, CONFIG)
         assert (found["f"], found["words"], found["unusable"]) == (1, 2, 2)
 
 
@@ -340,6 +342,7 @@ class TestCommands:
         assert rows[-1]["samples"] == 8 and 0 < rows[-1]["text"] <= 1
         model, config = detect.load_detector(run, "cpu")
         assert not model.training and (config.long_side, config.smallest_kernel) == (64, 0.4)
+        assert (config.head, config.min_score) == ("psenet", 0.7)
 
     def test_eval_writes_the_files_of_the_competition(self, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
@@ -393,6 +396,59 @@ class TestCommands:
             for p in (trained, tmp_path)
         )
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class TestHeads:
+    """The head is chosen when a detector is trained, and saved with it."""
+
+    def test_the_commands_take_differentiable_binarization(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        make_icdar(tmp_path / "ic")
+        detect.main(["train", "--head", "db", "--data", "icdar2015:ic", "--name", "d", *TINY])
+        rows = json.loads(Path("runs/d/metrics.json").read_text())["rows"]
+        assert list(rows[-1]) == ["samples", "probability", "binary", "threshold"]
+        header = "  samples probability  binary threshold  seconds"
+        assert header in capsys.readouterr().out
+        model, config = detect.load_detector(Path("runs/d"), "cpu")
+        assert isinstance(model, heads.HEADS["db"]) and config.head == "db"
+        assert config.min_score == 0.5
+        detect.main(["eval", "runs/d", "--data", "icdar2015:ic"])
+        assert json.loads(Path("runs/d/score.json").read_text())["pictures"] == 2
+        image = "ic/ch4_training_images/img_801.jpg"
+        detect.main(["predict", "runs/d", image])
+        assert json.loads(Path("runs/d/predictions/img_801.json").read_text())["image"] == image
+
+    def test_a_detector_that_was_saved_without_a_head_is_a_psenet(self, trained, tmp_path):
+        checkpoint = vlpt.read_checkpoint(trained / "runs/d/checkpoint.pt")
+        del checkpoint["config"]["head"]
+        torch.save(checkpoint, tmp_path / "checkpoint.pt")
+        model, config = detect.load_detector(tmp_path, "cpu")
+        assert isinstance(model, PSENet) and config.head == "psenet"
+
+    def test_an_unknown_head_is_another_checkpoint(self, trained, tmp_path):
+        checkpoint = vlpt.read_checkpoint(trained / "runs/d/checkpoint.pt")
+        checkpoint["config"]["head"] = "east"
+        torch.save(checkpoint, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"expected a detector, .* got another checkpoint"):
+            detect.load_detector(tmp_path, "cpu")
+
+    @pytest.mark.parametrize(("head", "maps"), [("psenet", 7), ("db", 3)])
+    def test_a_crop_has_the_truth_of_its_head(self, head, maps):
+        config = DetectorConfig(long_side=128, head=head)
+        data = TrainingCrops(Drawn(), config, 64, 0)
+        _, truth, valid = data[0]
+        assert truth.shape == (maps, 64, 64) and truth[0].any() and valid.all()
+        assert dataset.survey(data, 4).words == 12
+
+    def test_starts_from_an_export_with_either_head(self, tmp_path):
+        torch.manual_seed(0)
+        pretrained = vlpt.VLPT(vlpt.TINY)
+        vlpt.export_backbone(pretrained, tmp_path / "b.pt")
+        for head in heads.HEADS:
+            config = DetectorConfig(width=8, head=head)
+            model = heads.build_detector(config, str(tmp_path / "b.pt"))
+            for key, value in pretrained.backbone.state_dict().items():
+                assert torch.equal(model.backbone.state_dict()[key], value)
 
 
 class TestMistakes:
@@ -473,6 +529,11 @@ class TestMistakes:
             (["--name", "../x"], "--name: expected the name of a folder in runs/, got '../x'"),
             (["--sample", "9"], "unrecognized arguments: --sample 9"),
             (["--backbone", "vgg"], "invalid choice: 'vgg'"),
+            (["--head", "east"], "invalid choice: 'east'"),
+            (
+                ["--head", "db", "--smallest", "0.7"],
+                "--smallest: expected 0.4 with --head db, got 0.7",
+            ),
             (["--init", ""], "argument --init: expected a path, got ''"),
         ],
     )
@@ -578,7 +639,7 @@ class TestMistakes:
 
     def test_a_loss_that_explodes(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(detect, "psenet_loss", lambda x, *_: (x.sum() * math.nan,) * 2)
+        monkeypatch.setattr(PSENet, "loss_terms", lambda _, x, *rest: (x.sum() * math.nan,) * 2)
         message = self.fails(capsys, "train", "--lr", "9", *TINY)
         assert message == "--lr: expected a smaller one, got 9.0: the loss is nan"
 

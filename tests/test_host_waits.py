@@ -15,7 +15,8 @@ import train_min
 import vlpt
 from training import data
 from training.recompute import recompute
-from transfer import detect, psenet
+from transfer import detect, heads, psenet
+from transfer.pyramid import DetectorConfig
 
 # Operations that give the host a value, or a tensor whose size depends on values, and the one that
 # makes a tensor of the host's numbers.
@@ -86,13 +87,14 @@ def test_the_trainers_step_waits_for_nothing(accumulate, recomputed, monkeypatch
     assert count(monkeypatch, *step, accumulate) == {}
 
 
-def test_the_detectors_step_waits_for_nothing(monkeypatch):
-    config = psenet.DetectorConfig(backbone="resnet18", width=8)
-    model = psenet.build_detector(config)
+@pytest.mark.parametrize(("head", "maps"), [("psenet", psenet.NUM_KERNELS), ("db", 3)])
+def test_the_detectors_step_waits_for_nothing(head, maps, monkeypatch):
+    config = DetectorConfig(backbone="resnet18", width=8, head=head)
+    model = heads.build_detector(config)
     optimizer = detect.make_optimizer(model, 1e-3)
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
-    kernels = torch.randint(2, (2, psenet.NUM_KERNELS, 64, 64), dtype=torch.uint8)
-    step = (detect.train_step, model, optimizer, pixels, kernels, torch.ones(2, 64, 64))
+    truth = torch.randint(2, (2, maps, 64, 64), dtype=torch.uint8)
+    step = (detect.train_step, model, optimizer, pixels, truth, torch.ones(2, 64, 64))
     assert count(monkeypatch, *step) == {"_local_scalar_dense": 1}  # of hard_pixels, on CPUs alone
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert count(monkeypatch, *step) == {}

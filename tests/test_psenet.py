@@ -1,4 +1,4 @@
-"""Tests of transfer/psenet.py: training targets, loss, network, and from scores to polygons."""
+"""Tests of transfer/psenet.py and what it is made of: targets, loss, network, and polygons."""
 
 import json
 import math
@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vlpt
-from transfer import psenet
-from transfer.psenet import DetectorConfig, draw_kernels, shrink_polygon
+from transfer import heads, outlines, psenet
+from transfer.outlines import shrink_polygon
+from transfer.psenet import draw_kernels
+from transfer.pyramid import DetectorConfig
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -172,7 +174,7 @@ class TestKernels:
         ],
     )
     def test_of_a_small_word_are_too_thin(self, polygon, too_thin):
-        assert psenet.kernel_is_too_thin(np.float32(polygon), 0.4) == too_thin
+        assert outlines.kernel_is_too_thin(np.float32(polygon), 0.4) == too_thin
 
 
 def random_maps(seed, B=2, n=7, side=5):
@@ -340,7 +342,7 @@ class TestOutline:
         quad = random_quad(seed)
         labels = cv2.fillPoly(np.zeros((220, 220), np.int32), [np.rint(quad).astype(int)], 1)
         scores = np.full((220, 220), 0.9)
-        found, means = psenet.trace_labels(labels, scores, False, 0.5, 10)
+        found, means = outlines.trace_labels(labels, scores, False, 0.5, 10)
         assert means == [pytest.approx(0.9)] and found[0].shape == (4, 2)
         pixels = shapely.MultiPoint(np.argwhere(labels)[:, ::-1])
         one = shapely.Polygon(found[0])
@@ -350,7 +352,7 @@ class TestOutline:
 
     def test_curved_text_keeps_its_shape(self):
         labels = cv2.fillPoly(np.zeros((220, 220), np.int32), [arc(30).astype(int)], 1)
-        found, _ = psenet.trace_labels(labels, np.ones((220, 220)), True, 0.5, 10)
+        found, _ = outlines.trace_labels(labels, np.ones((220, 220)), True, 0.5, 10)
         one, other = shapely.Polygon(found[0]), shapely.Polygon(arc(30))
         assert len(found[0]) > 4 and one.intersection(other).area > 0.9 * one.union(other).area
 
@@ -358,7 +360,7 @@ class TestOutline:
         labels, scores = np.zeros((40, 60), np.int32), np.full((40, 60), 0.9)
         labels[2:5, 2:5], labels[10:20, 10:30], labels[25:35, 10:30] = 1, 2, 3
         scores[25:35] = 0.4
-        found, means = psenet.trace_labels(labels, scores, False, 0.5, 10)
+        found, means = outlines.trace_labels(labels, scores, False, 0.5, 10)
         assert means == [pytest.approx(0.9)] and found[0].min(0).tolist() == [10, 10]
 
 
@@ -397,10 +399,10 @@ class TestModel:
         pretrained = vlpt.VLPT(vlpt.TINY)
         vlpt.export_backbone(pretrained, tmp_path / "b.pt")
         config = DetectorConfig(width=8)
-        model = psenet.build_detector(config, str(tmp_path / "b.pt"))
+        model = heads.build_detector(config, str(tmp_path / "b.pt"))
         for key, value in pretrained.backbone.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[key], value)
-        scratch = psenet.build_detector(config)
+        scratch = heads.build_detector(config)
         first = "backbone.conv1.weight"
         assert not torch.equal(scratch.state_dict()[first], model.state_dict()[first])
 
@@ -416,13 +418,15 @@ class Bright(torch.nn.Module):
         assert images.shape[2] % 32 == images.shape[3] % 32 == 0
         return (images[:, :1] * 20 - 10).expand(-1, 7, -1, -1)
 
+    find_words = staticmethod(psenet.PSENet.find_words)
+
 
 class TestDetection:
     def test_is_in_the_pixels_of_the_picture(self):
         image = np.zeros((150, 300, 3), np.uint8)
         image[60:90, 120:240] = 255
         config = DetectorConfig(long_side=200)
-        polygons, means = psenet.detect_text(Bright(), Image.fromarray(image), config)
+        polygons, means = heads.detect_text(Bright(), Image.fromarray(image), config)
         assert len(polygons) == 1 and means[0] > 0.9
         truth = np.array([[120, 60], [239, 89]])
         assert np.abs([polygons[0].min(0), polygons[0].max(0)] - truth).max() <= 1.5

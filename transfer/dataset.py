@@ -19,7 +19,9 @@ from torch import Tensor
 
 import data_stub
 from readers.detection import DetectionDataset, open_detection
-from transfer.psenet import PADDING_COLOR, DetectorConfig, draw_kernels, kernel_is_too_thin
+from transfer.heads import HEADS
+from transfer.outlines import kernel_is_too_thin
+from transfer.pyramid import PADDING_COLOR, DetectorConfig
 
 SURVEYED = 100  # crops that are looked at before training
 
@@ -190,7 +192,7 @@ class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
 
         Args:
             source: all pictures for training.
-            config: its long_side and smallest_kernel are used.
+            config: its long_side, head and smallest_kernel are used.
             side: height = width of a crop, pixels.
             seed: decides which pictures are in a subset, their order, and the crops.
             subset: how many pictures to train on. A smaller subset is part of a larger one.
@@ -217,16 +219,17 @@ class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         return crop_sample(sample, self.side, scale, rng)
 
     def draw(self, crop: CheckedSample) -> tuple[np.ndarray, np.ndarray]:
-        """The kernels of a crop and where they are valid, see `draw_kernels`."""
+        """What is to be predicted in a crop and where it is valid, as the head draws it."""
         shape = (self.side, self.side)
-        return draw_kernels(crop.polygons, crop.ignored, shape, self.config.smallest_kernel)
+        head = HEADS[self.config.head]
+        return head.draw_truth(crop.polygons, crop.ignored, shape, self.config)
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (3, S, S), kernels (n, S, S) and valid (S, S), all uint8."""
+        """Pixels (3, S, S) uint8, truth (C, S, S) and valid (S, S), see `draw`."""
         crop = self.cut(k, self.read(k))
         pixels = np.array(crop.image).transpose(2, 0, 1)
-        kernels, valid = self.draw(crop)
-        return torch.from_numpy(pixels), torch.from_numpy(kernels), torch.from_numpy(valid)
+        truth, valid = self.draw(crop)
+        return torch.from_numpy(pixels), torch.from_numpy(truth), torch.from_numpy(valid)
 
 
 # ------------------------------------------------------------------------------ before the training
@@ -253,8 +256,8 @@ def survey(data: TrainingCrops, count: int) -> Survey:
     without_words = words = unusable = too_thin = 0
     for k in range(crops):
         sample = data.read(k)
-        kernels, _ = data.draw(data.cut(k, sample))
-        without_words += not kernels[0].any()
+        truth, _ = data.draw(data.cut(k, sample))
+        without_words += not truth[0].any()
         if k < len(data.indices):  # a picture's first crop
             usable = usable_words(sample)
             scale = data.config.long_side / max(sample.image.size)

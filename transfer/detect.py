@@ -1,4 +1,4 @@
-"""Train a small PSENet from a pre-trained backbone, score it, and find text with it.
+"""Train a small text detector from a pre-trained backbone, score it, and find text with it.
 
     python -m transfer.detect train --data icdar2015:PATH --init runs/demo --name detect
     python -m transfer.detect eval runs/detect --data icdar2015:PATH
@@ -39,14 +39,8 @@ from transfer.dataset import (
     survey,
 )
 from transfer.export import find_checkpoint
-from transfer.psenet import (
-    BACKBONES,
-    DetectorConfig,
-    PSENet,
-    build_detector,
-    detect_text,
-    psenet_loss,
-)
+from transfer.heads import HEADS, build_detector, detect_text
+from transfer.pyramid import BACKBONES, DetectorConfig, PyramidDetector
 from transfer.score import f_score, match_detections
 
 PROGRAM = "python -m transfer.detect"
@@ -59,7 +53,7 @@ OVERLAY_COLOR = (255, 0, 80)
 # ----------------------------------------------------------------------------------------- training
 
 
-def make_optimizer(model: PSENet, lr: float) -> torch.optim.AdamW:
+def make_optimizer(model: PyramidDetector, lr: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices, but not on gains and biases."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -73,7 +67,7 @@ def make_optimizer(model: PSENet, lr: float) -> torch.optim.AdamW:
 def load_batches(
     data: TrainingCrops, steps: int, batch: int, workers: int, pinned: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pixels, kernels and valid pixels of each step's crops.
+    """Pixels, truth and valid pixels of each step's crops.
 
     Args: pinned: whether they are in memory that a GPU copies from without waiting.
     """
@@ -91,29 +85,40 @@ def load_batches(
 
 
 def train_step(
-    model: PSENet, optimizer: torch.optim.Optimizer, pixels: Tensor, kernels: Tensor, valid: Tensor
+    model: PyramidDetector,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    truth: Tensor,
+    valid: Tensor,
 ) -> Tensor:
     """One update, in bfloat16 on a GPU. The host never waits for the GPU.
 
     Args:
         pixels: (B, 3, S, S) uint8, on the model's device as the rest.
-        kernels, valid: as for `psenet_loss`.
-    Returns: (2,), the two parts of the loss before the update.
+        truth, valid: as for the model's `loss_terms`.
+    Returns: (len(model.loss_weights),), the terms of the loss before the update.
     """
     images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
         logits = model(images)  # float32
-    text, kernel = psenet_loss(logits, kernels, valid)
-    loss = 0.7 * text + 0.3 * kernel
+    terms = model.loss_terms(logits, truth, valid)
+    weights = model.loss_weights.values()
+    loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return torch.stack([text, kernel]).detach()
+    return torch.stack(terms).detach()
 
 
 def train_detector(
-    model: PSENet, data: TrainingCrops, *, samples: int, batch: int, lr: float, workers: int = 0
+    model: PyramidDetector,
+    data: TrainingCrops,
+    *,
+    samples: int,
+    batch: int,
+    lr: float,
+    workers: int = 0,
 ) -> list[dict[str, float]]:
     """Train a detector in place: AdamW with a linear warm-up, then a cosine to zero.
 
@@ -125,7 +130,7 @@ def train_detector(
     Returns: for each tenth of the steps the crops so far and the mean losses.
     Raises: ValueError if the loss is no longer finite, or if a picture cannot be used.
     """
-    device = model.head.weight.device
+    device = next(model.parameters()).device
     optimizer = make_optimizer(model, lr)
     steps = samples // batch
     rows = []
@@ -140,20 +145,23 @@ def train_detector(
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / WARMUP) * cosine
-        pixels, kernels, valid = (x.to(device, non_blocking=True) for x in loaded)
-        recent.append(train_step(model, optimizer, pixels, kernels, valid))
+        pixels, truth, valid = (x.to(device, non_blocking=True) for x in loaded)
+        recent.append(train_step(model, optimizer, pixels, truth, valid))
 
         is_reported = (step + 1) % math.ceil(steps / 10) == 0 or step + 1 == steps
         if is_reported or (step + 1) % CHECK_EVERY == 0:  # the host waits for the device only here
-            text, kernel = torch.stack(recent).mean(0).tolist()
-            loss = 0.7 * text + 0.3 * kernel
+            terms = torch.stack(recent).mean(0).tolist()
+            weights = model.loss_weights.values()
+            loss = sum(w * term for w, term in zip(weights, terms, strict=True))
             if not math.isfinite(loss):
                 raise ValueError(f"--lr: expected a smaller one, got {lr}: the loss is {loss}")
         if is_reported:
             seen = (step + 1) * batch
-            rows.append({"samples": seen, "text": text, "kernel": kernel})
+            losses = dict(zip(model.loss_weights, terms, strict=True))
+            rows.append({"samples": seen} | losses)
             seconds = time.perf_counter() - start
-            bar.write(f"{seen:>9,} {text:7.3f} {kernel:7.3f} {seconds:8.0f}")
+            columns = [f"{loss:>{max(7, len(name))}.3f}" for name, loss in losses.items()]
+            bar.write(f"{seen:>9,} {' '.join(columns)} {seconds:8.0f}")
             recent = []
     return rows
 
@@ -162,7 +170,10 @@ def train_detector(
 
 
 def evaluate_detector(
-    model: PSENet, source: CheckedSource, config: DetectorConfig, results: Path | None = None
+    model: PyramidDetector,
+    source: CheckedSource,
+    config: DetectorConfig,
+    results: Path | None = None,
 ) -> dict[str, float]:
     """Score a detector on all pictures of a source.
 
@@ -215,7 +226,7 @@ def write_results(folder: Path, files: dict[str, str]) -> None:
 # ----------------------------------------------------------------------------------------- commands
 
 
-def load_detector(run: Path, device: str) -> tuple[PSENet, DetectorConfig]:
+def load_detector(run: Path, device: str) -> tuple[PyramidDetector, DetectorConfig]:
     """Load a detector that `train` left, ready to find text.
 
     Raises: ValueError or OSError if there is none.
@@ -232,7 +243,7 @@ def load_detector(run: Path, device: str) -> tuple[PSENet, DetectorConfig]:
     return place(model, device).eval(), config
 
 
-def place(model: PSENet, device: str) -> PSENet:
+def place(model: PyramidDetector, device: str) -> PyramidDetector:
     """Move a detector to its device, in the memory format that convolutions are fastest in."""
     return model.to(device).to(memory_format=torch.channels_last)
 
@@ -258,6 +269,7 @@ def train(args: argparse.Namespace) -> None:
         smallest_kernel=args.smallest,
         curved=args.curved,
         min_score=args.score,
+        head=args.head,
     )
     torch.manual_seed(args.seed)
     weights = None if args.init is None else str(find_checkpoint(Path(args.init)))
@@ -273,7 +285,8 @@ def train(args: argparse.Namespace) -> None:
     for line in describe_survey(survey(data, args.samples), config):
         print(line)
 
-    print("  samples    text  kernel  seconds   (1 - dice; 0 is perfect)")
+    columns = [f"{name:>7}" for name in model.loss_weights]
+    print(f"  samples {' '.join(columns)}  seconds   (terms of the loss; 0 is perfect)")
     rows = train_detector(
         model,
         data,
@@ -383,6 +396,8 @@ def make_parser() -> Parser:
     command = add_command("train", "train a detector and leave it in runs/NAME/")
     add = command.add_argument
     add("--data", default="synth", help=SPECS)
+    heads = "psenet, or db for differentiable binarization; eval and predict use the same"
+    add("--head", choices=tuple(HEADS), default="psenet", help=heads)
     add("--backbone", choices=tuple(BACKBONES), default="tiny", help="tiny is the demo's")
     add(
         "--init",
@@ -407,10 +422,16 @@ def make_parser() -> Parser:
         "--smallest",
         type=fraction,
         default=0.4,
-        help="shrinking rate of the smallest kernel; published for curved text: 0.7",
+        help="shrinking rate of PSENet's smallest kernel; published for curved text: 0.7",
     )
     add("--curved", action="store_true", help="detect polygons instead of quadrilaterals")
-    add("--score", type=fraction, default=0.7, help="smallest mean score of a detection, 0..1")
+    scores = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
+    add(
+        "--score",
+        type=fraction,
+        default=argparse.SUPPRESS,
+        help=f"smallest mean score of a detection, 0..1 (default: {scores})",
+    )
     add(
         "--subset",
         type=number(int, 1),
@@ -446,6 +467,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--samples: expected at least --batch {args.batch}, got {args.samples}")
         if args.crop % 32:
             parser.error(f"--crop: expected a multiple of 32, got {args.crop}")
+        if "score" not in args:
+            args.score = HEADS[args.head].usual_min_score
+        if args.head == "db" and args.smallest != DetectorConfig.smallest_kernel:
+            parser.error(f"--smallest: expected 0.4 with --head db, got {args.smallest}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected cpu, got cuda, but torch finds no GPU")
     return args

@@ -8,7 +8,7 @@ it lies inside each of n - 1 shrunken copies of that polygon, which are called k
 kernels are apart even where words touch. So words are told apart there, and each one then grows
 back to its full size, kernel by kernel.
 
-    image (B, 3, H, W) --Backbone--> maps at strides 4, 8, ... --pyramid--> logits (B, n, H, W)
+    image (B, 3, H, W) --pyramid--> features (B, width, H / 4, W / 4) --> logits (B, n, H, W)
     training:   polygons --shrink, draw--> kernels (B, n, H, W);  logits, kernels -> psenet_loss
     detection:  logits --threshold, expand--> labels (H, W) --trace--> polygons
 
@@ -16,65 +16,21 @@ There are n = 7 maps, and the first one is the whole word. Points are (x, y) in 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import cv2
 import numpy as np
-import pyclipper
-import shapely
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from scipy import ndimage
 from torch import Tensor, nn
 
 import vlpt
+from transfer.outlines import shrink_polygon, trace_labels
+from transfer.pyramid import MIN_PIXELS, DetectorConfig, PyramidDetector
 
 NUM_KERNELS = 7  # n, the whole word included
-PADDING_COLOR = (114, 114, 114)  # grey, for what lies outside the picture
-MIN_PIXELS = 10  # a smaller detection is dropped
-BACKBONES: dict[str, Mapping[str, Any]] = {
-    "tiny": vlpt.TINY.backbone_size,  # the backbone of the trainer's tiny preset
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "clip_resnet50": {},
-    "clip_resnet101": {},
-}
-
 
 # ------------------------------------------------------------------------------ the training target
-
-
-def shrink_polygon(polygon: np.ndarray, rate: float) -> list[np.ndarray]:
-    """Move every side of a polygon inwards by d = A (1 - r^2) / P, Vatti clipping (section 3.3).
-
-    Args:
-        polygon: (P, 2) pixels, with area A and perimeter P.
-        rate: r, above 0 and at most 1. At 1 the polygon stays as it is.
-    Returns: the parts that are left, (Q, 2) float32 pixels each. A polygon with a narrow waist
-        falls into several parts; a polygon without an area has none.
-    """
-    if rate == 1:
-        return [polygon]
-    shape = shapely.Polygon(polygon)
-    if shape.area == 0:
-        return []
-    distance = shape.area * (1 - rate**2) / shape.length
-    precision = 1000  # pyclipper takes whole numbers
-    offset = pyclipper.PyclipperOffset()
-    points = np.rint(polygon * precision).astype(np.int64).tolist()
-    offset.AddPath(points, pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
-    parts = offset.Execute(-precision * distance)
-    return [np.array(part, np.float32) / precision for part in parts]
-
-
-def kernel_is_too_thin(polygon: np.ndarray, smallest: float) -> bool:
-    """Whether the smallest kernel of a word is nowhere a full pixel thick, or missing."""
-    parts = shrink_polygon(polygon, smallest)
-    return all(shapely.Polygon(part).buffer(-0.5).is_empty for part in parts)
 
 
 def draw_kernels(
@@ -83,7 +39,7 @@ def draw_kernels(
     """Draw what is to be predicted in a picture.
 
     Kernel i of 0 .. n - 1 has the shrinking rate r_i = 1 - (1 - m) i / (n - 1), where m is the
-    smallest rate. Each kernel lies within the one before it.
+    smallest rate (section 3.3). Each kernel lies within the one before it.
 
     Args:
         polygons: of each word or region, (P, 2) pixels.
@@ -103,84 +59,6 @@ def draw_kernels(
                 cv2.fillPoly(kernel, [np.rint(part).astype(np.int32)], 1)
     kernels = np.minimum.accumulate(kernels, axis=0)  # rounding may move a corner out by a pixel
     return kernels, np.where(kernels[0], 1, valid).astype(np.uint8)
-
-
-# ------------------------------------------------------------------------------------- the network
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """The settings of a detector that outlive its training; a checkpoint holds them."""
-
-    backbone: str = "tiny"  # one of BACKBONES
-    width: int = 64  # channels of the pyramid; published: 256
-    long_side: int = 960  # the longer side of a picture is scaled to this, pixels
-    smallest_kernel: float = 0.4  # m, the rate of the smallest kernel
-    curved: bool = False  # detections are polygons, not quadrilaterals
-    min_score: float = 0.7  # a detection with a smaller mean score is dropped, 0..1
-
-
-class PSENet(nn.Module):
-    """A backbone and a feature pyramid (section 3.2).
-
-    Stage i of the backbone is C_i, with i = 2, 3, ... at stride 2 ** i:
-        P_i = smooth(lateral(C_i) + up(P_i+1))
-        F = P_2 || up(P_3) || up(P_4) || ...
-        logits = up(head(fuse(F)))
-    """
-
-    def __init__(self, backbone: vlpt.Backbone, width: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        with torch.no_grad():
-            maps = backbone.eval()(torch.zeros(1, 3, 64, 64))
-        backbone.train()
-        channels = [feature_map.shape[1] for feature_map in maps]
-        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels[1:])
-        self.fuse = nn.Sequential(
-            nn.Conv2d(len(channels) * width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
-        self.head = nn.Conv2d(width, NUM_KERNELS, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Predict the kernels.
-
-        Args:
-            images: (B, 3, H, W), normalised; H and W are multiples of 32.
-        Returns: logits (B, n, H, W).
-        """
-        maps = self.backbone(images)
-        laterals = [layer(m) for layer, m in zip(self.lateral, maps, strict=True)]
-        levels = [laterals.pop()]  # from the coarsest to the finest
-        for smooth in self.smooth:
-            above = F.interpolate(levels[-1], scale_factor=2)
-            levels.append(smooth(laterals.pop() + above))
-        size = levels[-1].shape[2:]  # (H / 4, W / 4)
-        levels = [F.interpolate(p, size, mode="bilinear", align_corners=False) for p in levels]
-        fused = self.fuse(torch.cat(levels, 1))  # (B, width, H / 4, W / 4)
-        with vlpt.autocast_off(fused):  # scores in float32, see there
-            logits = self.head(fused.to(self.head.weight.dtype))  # (B, n, H / 4, W / 4)
-        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
-
-
-def build_detector(config: DetectorConfig, weights: str | None = None) -> PSENet:
-    """Build a detector.
-
-    Args:
-        config: its sizes.
-        weights: a file that vlpt.load_backbone reads. Without one the backbone is random.
-    Raises: ValueError or OSError if the file does not hold the backbone that `config` names.
-    """
-    name = "clip_resnet" if config.backbone == "tiny" else config.backbone
-    size = BACKBONES[config.backbone]
-    if weights is None:
-        backbone = vlpt.build_backbone(name, **size)
-    else:
-        backbone = vlpt.load_backbone(weights, name, **size)
-    return PSENet(backbone, config.width)
 
 
 # ---------------------------------------------------------------------------------------- the loss
@@ -278,60 +156,47 @@ def expand_kernels(kernels: np.ndarray) -> np.ndarray:
     return labels.reshape(height + 2, width + 2)[1:-1, 1:-1]
 
 
-def trace_labels(
-    labels: np.ndarray, scores: np.ndarray, curved: bool, min_score: float, min_pixels: int
-) -> tuple[list[np.ndarray], list[float]]:
-    """Turn labels into polygons.
-
-    Args:
-        labels: (H, W), 0 for no word.
-        scores: (H, W), 0..1.
-        curved: whether to follow the outline; otherwise the smallest rectangle around it is taken.
-        min_score: a part with a smaller mean score is dropped.
-        min_pixels: a smaller part is dropped.
-    Returns: (P, 2) float32 polygons, clockwise as one sees them; the mean score in each.
-    """
-    polygons = []
-    means = []
-    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-        inside = labels[rows, columns] == label
-        mean = float(scores[rows, columns][inside].mean())
-        if inside.sum() < min_pixels or mean < min_score:
-            continue
-        mask = np.pad(inside.astype(np.uint8), 1)
-        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        contour = max(contours, key=cv2.contourArea)
-        if curved:
-            polygon = cv2.approxPolyDP(contour, 0.01 * cv2.arcLength(contour, True), True)[:, 0]
-        else:
-            polygon = cv2.boxPoints(cv2.minAreaRect(contour))
-        if len(polygon) < 3 or not cv2.contourArea(polygon):
-            continue
-        if cv2.contourArea(polygon, oriented=True) < 0:
-            polygon = polygon[::-1]
-        corner = np.array([columns.start - 1, rows.start - 1], np.float32)
-        polygons.append(np.float32(polygon) + corner)
-        means.append(mean)
-    return polygons, means
+# ------------------------------------------------------------------------------------- the network
 
 
-@torch.no_grad()
-def detect_text(
-    model: PSENet, image: Image.Image, config: DetectorConfig
-) -> tuple[list[np.ndarray], list[float]]:
-    """Find the text in a picture of any size.
+class PSENet(PyramidDetector):
+    """A feature pyramid and PSENet's head, which is one convolution."""
 
-    Returns: (P, 2) polygons in the picture's own pixels; the mean score of each, 0..1.
-    """
-    scale = config.long_side / max(image.size)
-    width, height = (max(1, round(scale * side)) for side in image.size)
-    canvas = Image.new("RGB", (-width // 32 * -32, -height // 32 * -32), PADDING_COLOR)
-    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2))
-    pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None].to(model.head.weight.device)
-    images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
-    scores = model(images)[0, :, :height, :width].sigmoid().cpu().numpy()  # (n, height, width)
-    labels = expand_kernels((scores > 0.5) & (scores[0] > 0.5))
-    polygons, means = trace_labels(labels, scores[0], config.curved, config.min_score, MIN_PIXELS)
-    stretch = np.divide(image.size, (width, height))
-    corner = np.subtract(image.size, 1)
-    return [((p + 0.5) * stretch - 0.5).clip(0, corner) for p in polygons], means
+    loss_weights: ClassVar[Mapping[str, float]] = {"text": 0.7, "kernel": 0.3}
+    usual_min_score: ClassVar[float] = 0.7
+
+    def __init__(self, backbone: vlpt.Backbone, width: int) -> None:
+        super().__init__(backbone, width)
+        self.head = nn.Conv2d(width, NUM_KERNELS, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predict the kernels.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W are multiples of 32.
+        Returns: logits (B, n, H, W).
+        """
+        features = self.features(images)
+        with vlpt.autocast_off(features):  # scores in float32, see there
+            logits = self.head(features.to(self.head.weight.dtype))  # (B, n, H / 4, W / 4)
+        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def draw_truth(
+        polygons: Sequence[np.ndarray],
+        ignored: np.ndarray,
+        shape: tuple[int, int],
+        config: DetectorConfig,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return draw_kernels(polygons, ignored, shape, config.smallest_kernel)
+
+    @staticmethod
+    def loss_terms(logits: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        return psenet_loss(logits, truth, valid)
+
+    @staticmethod
+    def find_words(
+        scores: np.ndarray, config: DetectorConfig
+    ) -> tuple[list[np.ndarray], list[float]]:
+        labels = expand_kernels((scores > 0.5) & (scores[0] > 0.5))
+        return trace_labels(labels, scores[0], config.curved, config.min_score, MIN_PIXELS)

@@ -15,7 +15,9 @@ from experiments.bench import PEAK, Job, clock, flops, machine
 from experiments.gpu.programme import Programme, Result, Sizes
 from training import data
 from transfer.detect import make_optimizer, place, train_step
-from transfer.psenet import NUM_KERNELS, DetectorConfig, build_detector
+from transfer.heads import build_detector
+from transfer.psenet import NUM_KERNELS
+from transfer.pyramid import DetectorConfig
 
 
 def run(programme: Programme) -> None:

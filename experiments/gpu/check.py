@@ -21,7 +21,8 @@ from training.gradcache import cached_backward
 from training.recompute import recompute
 from transfer.dataset import TrainingCrops, open_dataset
 from transfer.detect import place, train_detector
-from transfer.psenet import DetectorConfig, build_detector
+from transfer.heads import build_detector
+from transfer.pyramid import DetectorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 16

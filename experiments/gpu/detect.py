@@ -29,7 +29,8 @@ from experiments.reproduce import Subset
 from transfer.cache import CachedSource
 from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
 from transfer.detect import place, train_detector
-from transfer.psenet import PADDING_COLOR, DetectorConfig, PSENet, build_detector, detect_text
+from transfer.heads import build_detector, detect_text
+from transfer.pyramid import PADDING_COLOR, DetectorConfig, PyramidDetector
 from transfer.score import f_score, match_detections
 
 LAST_TRAINED = 700  # of the photographs 1 .. 800; the others choose the threshold
@@ -295,7 +296,7 @@ class Found(NamedTuple):
 
 
 def find_all(
-    model: PSENet, source: CheckedSource, config: DetectorConfig, threads: int
+    model: PyramidDetector, source: CheckedSource, config: DetectorConfig, threads: int
 ) -> list[Found]:
     """Detect the text in all pictures of a source."""
     model.eval()
