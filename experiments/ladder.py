@@ -43,7 +43,8 @@ from training.runs import one_line_errors
 from transfer.cache import CachedSource
 from transfer.dataset import TrainingCrops, open_dataset
 from transfer.detect import load_batches, place, train_detector
-from transfer.psenet import DetectorConfig, PSENet, build_detector
+from transfer.heads import build_detector
+from transfer.pyramid import DetectorConfig, PyramidDetector
 
 PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
@@ -181,7 +182,7 @@ def train_and_score(
 
 
 @torch.no_grad()
-def recalibrate(model: PSENet, crops: TrainingCrops) -> None:
+def recalibrate(model: PyramidDetector, crops: TrainingCrops) -> None:
     """Replace running statistics of batch norms by averages over training crops.
 
     The moving averages of a short training still hold statistics of weights from long ago.
