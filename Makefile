@@ -37,7 +37,7 @@ walkthrough: $(VENV)/installed-docs
 	mkdir -p runs/walkthrough
 	$(RUN) -m jupytext --quiet --to ipynb --execute --run-path . \
 	  --output runs/walkthrough/walkthrough.ipynb docs/walkthrough.py
-	$(RUN) -m nbconvert --to html --no-prompt --log-level ERROR \
+	$(RUN) -m nbconvert --to html --no-prompt --log-level ERROR --CoalesceStreamsPreprocessor.enabled=True \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags remove-input \
 	  runs/walkthrough/walkthrough.ipynb
 	@echo "wrote runs/walkthrough/walkthrough.html and walkthrough.ipynb"

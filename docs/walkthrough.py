@@ -18,8 +18,10 @@
 # `vlpt.py`, which re-implements its method, oCLIP. It takes
 # one picture of a number through the nine steps of that file, with the model that `make demo` has
 # trained. Each step shows the equation, calls the function of `vlpt.py` that computes it, and
-# prints or draws the result. Each `assert` checks a sentence of the text. If one of them were
-# wrong, this page would not exist, because it is the output of a program that stops there.
+# prints or draws the result. Each `assert` checks a sentence of the text. The page is the output of
+# the program `docs/walkthrough.py`, which stops at the first `assert` that fails, so that all of
+# them hold for the model shown here. The equations need a connection to the network, since the page
+# loads MathJax to draw them.
 #
 # The letters are those of `vlpt.py`:
 #
@@ -33,6 +35,9 @@
 # | $S$ | image tokens, one for each cell of the feature map |
 # | $T$ | width of the text encoder |
 # | $D$ | width of the joint space of images and texts |
+#
+# In the code, `data_stub` renders the pictures. Functions named `draw_...` only draw, and the page
+# does not show them.
 
 # %%
 import json
@@ -74,12 +79,9 @@ def draw_ids(alphabet, ids, masked_ids, targets):
         shown = table[:6].T  # (N, 6)
         colors = torch.where(shown > vlpt.UNK, 2, torch.where(shown == vlpt.MASK, 3, 0))
         axes.imshow(colors.numpy(), "Pastel1_r", vmin=0, vmax=8, aspect="auto")
-        for (i, j), id_ in zip(
-            torch.cartesian_prod(*map(torch.arange, shown.shape)).tolist(),
-            shown.flatten().tolist(),
-            strict=True,
-        ):
-            axes.text(j, i, f"{id_}\n{names[id_]}", ha="center", va="center", fontsize=11)
+        for i, word_ids in enumerate(shown.tolist()):
+            for j, id_ in enumerate(word_ids):
+                axes.text(j, i, f"{id_}\n{names[id_]}", ha="center", va="center", fontsize=11)
         axes.set_yticks(range(len(shown)), [f"word {i}" for i in range(len(shown))])
         axes.set_xticks(range(shown.shape[1]), [f"j = {j}" for j in range(shown.shape[1])])
         axes.tick_params(length=0)
@@ -149,7 +151,9 @@ def draw_softmaxes(i2t, t2i, pictures, texts):
         for y in range(len(matrix)):
             for x in range(len(matrix)):
                 weight = "bold" if x == y else "normal"
-                axes.text(x, y, f"{matrix[y, x]:.2f}", ha="center", va="center", fontweight=weight)
+                color = "white" if matrix[y, x] > 0.5 else "black"
+                text = f"{matrix[y, x]:.2f}"
+                axes.text(x, y, text, color=color, fontweight=weight, ha="center", va="center")
         axes.set_xticks(range(len(texts)), texts)
         axes.set_yticks(range(len(pictures)), pictures)
         axes.tick_params(length=0)
@@ -173,8 +177,9 @@ def draw_losses(values, chance):
 #
 # `make demo` leaves its model in `runs/demo`. The page tells from that run's own evaluation whether
 # the model has learned to read. `gain` is the accuracy of the masked characters with the correct
-# image minus the accuracy with another image. Statements that hold for a trained model alone are
-# checked if `gain` is above 0.5; all others hold for any weights and are always checked.
+# image minus the accuracy with another image. Statements that need a
+# trained model are checked if `gain` is above 0.5. All others hold for any weights and are always
+# checked.
 
 # %%
 run = Path("runs/demo")
@@ -203,12 +208,12 @@ heldout = data_stub.Pretraining(source, alphabet, config.image_size, seed=0)
 batch = data_stub.collate([heldout[k] for k in range(B)])
 images = vlpt.normalize(batch.images)
 masked_ids, targets = vlpt.mask_one_char(batch.ids, torch.Generator().manual_seed(0))
-print("images", tuple(images.shape), " ids", tuple(masked_ids.shape))
+print(f"images {tuple(images.shape)}, ids {tuple(masked_ids.shape)}")
 
 # %% [markdown]
-# The model does not read every picture. So that there is something to see, we look ahead and
-# follow the first picture of four digits whose masked digit the model reads, but cannot guess from
-# another picture.
+# The model does not read every picture. So that there is something to see, we look ahead. We follow
+# the first picture of four digits whose masked digit the model predicts from the picture itself,
+# but not from another picture.
 
 # %%
 is_masked = targets != vlpt.IGNORE_INDEX  # (B, L, N)
@@ -242,9 +247,9 @@ feature_map = model.backbone(image)[-1]
 tokens = model.pool.to_tokens(feature_map)
 image_feature, image_tokens, (h, w) = model.encode_image(image)
 image_map, _ = model.attention_maps(image, masked_ids[k : k + 1])  # (1, h, w)
-print("feature map   ", tuple(feature_map.shape), " (B, C, h, w)")
-print("image feature ", tuple(image_feature.shape), " (B, D)")
-print("image tokens  ", tuple(image_tokens.shape), " (B, S, D)")
+print(f"feature map    {tuple(feature_map.shape)}  (B, C, h, w)")
+print(f"image feature  {tuple(image_feature.shape)}  (B, D)")
+print(f"image tokens   {tuple(image_tokens.shape)}  (B, S, D)")
 
 S, D = h * w, config.embed_dim
 assert image_feature.shape == (1, D) and image_tokens.shape == (1, S, D)
@@ -254,8 +259,8 @@ assert torch.allclose(image_map.sum(), torch.tensor(1.0))
 draw_image_tokens(batch.images[k], image_map[0])
 # %% [markdown]
 # On the right are the pool's attention weights of the mean token, without its weight for itself.
-# They say from which cells the image feature is made. A cell of the feature map is not blind to
-# its neighbours, since the convolutions below it overlap.
+# They say from which cells the image feature is made. A cell also depends on pixels around its
+# square, because the convolutions of the backbone overlap.
 
 # %% [markdown]
 # ## Step 4: mask one character of every word
@@ -293,7 +298,7 @@ assert torch.allclose(shares, torch.tensor(1 / len(word)), atol=0.04)
 # $$ce_j = W_c \, c_j + PE_j$$
 #
 # $c_j$ is the one-hot vector of the character at position $j$, so $W_c c_j$ is one column of the
-# matrix $W_c$. $PE_j$ is a vector that is learned for each position, not a sine. Both have $T$
+# matrix $W_c$. $PE_j$ is a vector that is learned for each position. Both have $T$
 # numbers. The first three of them are printed here, so that the sums can be checked by eye, up to
 # the rounding of the last digit. MASK has a column of $W_c$ like any character.
 
@@ -308,11 +313,12 @@ W_c_c = one_hot @ W_c.T  # (1, L, N, T)
 for j, char in enumerate(masked_word):
     name = "MASK" if char == "_" else char
     for label, vector in (
-        (f"W_c c_{j} {name}", W_c_c[0, j, 0]),
+        (f"W_c c_{j} ({name})", W_c_c[0, j, 0]),
         (f"PE_{j}", PE[j, 0]),
         (f"ce_{j}", ce[0, j, 0]),
     ):
-        print(f"{label:<13}", " ".join(f"{x:7.3f}" for x in vector[:3].tolist()))
+        numbers = " ".join(f"{x:7.3f}" for x in vector[:3].tolist())
+        print(f"{label:<14} {numbers}")
     print()
 assert torch.allclose(ce, W_c_c + PE, atol=1e-6)
 
@@ -321,13 +327,13 @@ assert torch.allclose(ce, W_c_c + PE, atol=1e-6)
 #
 # $$te = \mathrm{Enc}(ce)$$
 #
-# The encoder is a Transformer, and its sequence is *one word*. A character may attend to all
-# characters of its own word, on both sides. It may attend neither to pads nor to other words, even
-# those of the same image. A linear layer then brings each feature to $D$ numbers.
+# The encoder is a Transformer, and each word is a sequence of its own. A character may attend to
+# all characters of its word, before and after it. It may attend neither to pads nor to other words,
+# even those of the same image. A linear layer then brings each feature to $D$ numbers.
 #
-# To draw who attends to whom, we need an image with three words, and take those of our picture and
-# of the next two. The gradient of a character's feature with respect to the encoder's input is
-# exactly zero where the feature cannot depend on the input.
+# The demo's pictures have one word each. To show who may attend to whom we need an image with three
+# words, and take those of our picture and of the next two. If a character may not attend to a
+# position, the gradient of its feature with respect to the input there is exactly zero.
 
 # %%
 three_words = masked_ids[[k, (k + 1) % B, (k + 2) % B], :, 0].T[None]  # (1, L, N)
@@ -363,8 +369,8 @@ draw_influence(influence, [columns[5 * i + j] for i, j in characters], columns)
 
 # %%
 char_features, text_feature = model.encode_text(ids)  # (1, L, N, D), (1, D)
-print("character features", tuple(char_features.shape), " (B, L, N, D)")
-print("text feature      ", tuple(text_feature.shape), " (B, D)")
+print(f"character features {tuple(char_features.shape)}  (B, L, N, D)")
+print(f"text feature       {tuple(text_feature.shape)}  (B, D)")
 assert torch.allclose(text_feature[0], char_features[0, : len(word), 0].mean(dim=0), atol=1e-5)
 
 # %% [markdown]
@@ -375,17 +381,19 @@ assert torch.allclose(text_feature[0], char_features[0, : len(word), 0].mean(dim
 # The character features are queries, and the image tokens are keys and values. A learned position
 # $P$ is added to the keys alone. A layer turns a query $q$ into
 #
-# $$q' = q + \mathrm{LN}(\mathrm{Attn}(q,\; f + P,\; f))$$
+# $$r = q + \mathrm{LN}(\mathrm{Attn}(q,\; f + P,\; f))$$
 #
-# $$q'' = q' + \mathrm{MLP}(\mathrm{LN}(q'))$$
+# $$q_{\mathrm{next}} = r + \mathrm{MLP}(\mathrm{LN}(r))$$
+#
+# which is the query of the next layer. After the last layer and one more LayerNorm it is $y$.
 #
 # There is no self-attention, so the queries never see each other. Each of the 25 positions of each
 # word is a query, and a linear layer turns its $y$ into $V$ logits. At PAD they have no meaning.
 
 # %%
 logits = model.decode(char_features, image_feature, image_tokens, (h, w))
-print("logits", tuple(logits.shape), " (B, L, N, V)")
-print("argmax", tuple(logits.argmax(-1).shape), "    (B, L, N)")
+print(f"logits {tuple(logits.shape)}  (B, L, N, V)")
+print(f"argmax {tuple(logits.argmax(-1).shape)}     (B, L, N)")
 assert torch.allclose(logits[0], output.logits[k], atol=1e-4)  # as in the whole batch
 
 j = int(is_masked[k, :, 0].int().argmax())  # where the word has its MASK
@@ -399,8 +407,9 @@ assert torch.allclose(logits_alone[0, 0, 0], logits[0, j, 0], atol=1e-4)  # need
 # Now we read the masked character twice, once from its own picture and once from another one. The
 # words are the same, so whatever differs comes from the picture. The right answer is orange. The
 # maps on the left multiply the attention weights of the last decoder layer with those of the pool,
-# because the pool has already mixed the image tokens. This is a heuristic, see
-# `VLPT.attention_maps`.
+# because the pool has already mixed the image tokens (see `VLPT.attention_maps`). They are a rough
+# hint and no proof of what the model uses: they show one layer of six, and a cell also knows of the
+# pixels around it. The brightest spot need not lie on the masked digit.
 
 # %%
 names = ["PAD", "MASK", "UNK", *alphabet.chars]
@@ -418,11 +427,12 @@ for title, shown in (("own picture", k), ("another picture", (k - 1) % B)):
 draw_reading(rows)
 # %% [markdown]
 # One picture proves little, so we count over the batch. This is how the demo computes `acc_right`,
-# `acc_other` and `gain`, there over 1,024 pictures.
+# `acc_other` and `gain`, but over 1,024 pictures. Over 64 pictures the shares are rough: by chance
+# alone, a share of 10 % varies with a standard deviation of 4 percentage points.
 
 # %%
 right, other = is_read.float().mean(), is_guessed.float().mean()
-print(f"read with the own picture: {right:.1%}, with another picture: {other:.1%}, chance: 10 %")
+print(f"own picture {right:.1%}, another picture {other:.1%}, chance 10 %")
 assert not is_trained or right > other + 0.3
 
 # %% [markdown]
@@ -466,7 +476,8 @@ assert not is_trained or L_cls < chance_10
 # temperature $\tau$, which is learned as `logit_scale`, $\ln(1/\tau)$. The pairs are on the
 # diagonal. An image should pick its own text from its row, and a text its own image from its
 # column. `contrastive_loss` returns the loss and not the matrix. We therefore compute the matrix of
-# six pictures here, and check that it gives the same loss.
+# six pictures here, and check that it gives the same loss. A dark cell off the diagonal is a
+# mistake of the model.
 
 # %%
 texts = [words[0] for words in map(alphabet.decode, masked_ids)]
@@ -489,8 +500,9 @@ assert torch.allclose(L_bc_of_six, H_i2t + H_t2i, atol=1e-4)
 draw_softmaxes(i2t, t2i, [alphabet.decode(batch.ids[b])[0] for b in six], [texts[b] for b in six])
 # %% [markdown]
 # If all features were the same, each softmax would be even. Then each direction would cost $\ln B$,
-# and the loss would be $2 \ln B$. The text feature is made from the masked words, so a text with
-# MASK fits several numbers, and the batch has some numbers twice. The loss cannot reach zero here.
+# and the loss would be $2 \ln B$. The loss cannot reach zero here, for two reasons. The batch has
+# some numbers twice, and their pairs cannot be told apart. The text feature is also made from the
+# masked word, which may fit several pictures.
 
 # %%
 L_bc = vlpt.contrastive_loss(output.image, output.text, output.logit_scale)
@@ -499,13 +511,16 @@ chance_bc = vlpt.contrastive_loss(same, same, output.logit_scale)
 print(f"the batch: L_bc = {L_bc:.3f}, chance 2 ln {B} = {chance_bc:.3f}")
 assert math.isclose(chance_bc, 2 * math.log(B), rel_tol=1e-5)
 assert not is_trained or L_bc < chance_bc
+assert len({alphabet.decode(ids_)[0] for ids_ in batch.ids}) < B  # some numbers occur twice
 
 # %% [markdown]
 # ## Step 8: the total loss
 #
 # $$L = L_{cls} + L_{bc}$$
 #
-# There are no weights. The bars compare the demo's model with one whose weights are still random.
+# Both terms count equally. The bars compare the demo's model with one that has random weights. The
+# line is chance, $\ln 10$ for $L_{cls}$ and $2 \ln B$ for $L_{bc}$. Random weights are usually
+# above it, because they favour some answers without a reason.
 
 # %%
 total = vlpt.total_loss(output, targets)
@@ -545,9 +560,9 @@ assert torch.equal(loaded(images[k : k + 1])[-1], feature_map)
 print(f"{len(exported)} tensors, from {next(iter(exported))} to {list(exported)[-1]}")
 
 # %% [markdown]
-# The loaded backbone gives exactly the feature map of step 1. The demo's backbone is too small for
-# a detector. With `--backbone resnet18` a run trains torchvision's ResNet, and its file fits
-# torchvision's model, where only the classifier `fc` is not in the file.
+# The loaded backbone gives exactly the feature map of step 1. The demo's backbone has a size of its
+# own, which no library has. With `--backbone resnet18` a run trains torchvision's ResNet. Its file
+# fits torchvision's model, except that the classifier `fc` is not in the file.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -555,15 +570,17 @@ with tempfile.TemporaryDirectory() as folder:
     vlpt.export_backbone(vlpt.build_backbone("resnet18"), path)
     state = torch.load(path, weights_only=True)
 missing, unexpected = torchvision.models.resnet18().load_state_dict(state, strict=False)
-print("not in the file:", missing, " not in torchvision's model:", unexpected)
+print(f"not in the file: {missing}")
+print(f"not in torchvision's model: {unexpected}")
 assert missing == ["fc.weight", "fc.bias"] and unexpected == []
 
 # %% [markdown]
 # ## Where to go from here
 #
-# - `vlpt.py` has the code of each step in this order, and `test_vlpt.py` checks each equation on
-#   random inputs, with one test class a step.
+# - `vlpt.py` has the code of all steps, and `test_vlpt.py` checks each equation on random inputs,
+#   with one test class for each step.
 # - `train_step` in `train_min.py` is the loop body: the two losses, clipping, one step of AdamW.
 # - `docs/differences.md` lists where the released code does something else.
-# - Change something: mask another character, exchange the two pictures of step 5, or run the whole
-#   page with your own model in `runs/demo`.
+# - To try something, change `docs/walkthrough.py` and run `make walkthrough` again. For example,
+#   draw other masks with another seed, or follow another picture. To use the notebook beside this
+#   page in Jupyter, first run `%cd ../..` in it.
