@@ -379,13 +379,14 @@ assert torch.allclose(text_feature[0], char_features[0, : len(word), 0].mean(dim
 # $$y = \mathrm{Dec}(te, f)$$
 #
 # The character features are queries, and the image tokens are keys and values. A learned position
-# $P$ is added to the keys alone. A layer turns a query $q$ into
+# $P$ is added to the keys alone. A layer turns a query $q$ into that of the
+# next layer:
 #
 # $$r = q + \mathrm{LN}(\mathrm{Attn}(q,\; f + P,\; f))$$
 #
 # $$q_{\mathrm{next}} = r + \mathrm{MLP}(\mathrm{LN}(r))$$
 #
-# which is the query of the next layer. After the last layer and one more LayerNorm it is $y$.
+# One more LayerNorm after the last layer gives $y$.
 #
 # There is no self-attention, so the queries never see each other. Each of the 25 positions of each
 # word is a query, and a linear layer turns its $y$ into $V$ logits. At PAD they have no meaning.
