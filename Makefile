@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo play test proof mutants readme gpu clean
+.PHONY: help demo walkthrough play test proof mutants readme gpu clean
 
 help:
-	@echo "make demo    install, pre-train on rendered pictures, leave results in runs/demo/"
-	@echo "make play    open a page in which a trained model reads; MODEL=runs/demo for your own"
-	@echo "make test    install, check every equation, the programs and the documentation"
-	@echo "make proof   check the equations on 1000 random cases each, and run the slow tests"
-	@echo "make mutants break vlpt.py in many places, one at a time; a test must notice each"
-	@echo "make readme  run the long commands of the documentation; ICDAR2015=PATH adds photographs"
-	@echo "make gpu     check, measure and train on one GPU; ICDAR2015=PATH adds detectors"
-	@echo "make clean   remove $(VENV), runs/ and carry/"
+	@echo "make demo        install, pre-train on rendered pictures, leave results in runs/demo/"
+	@echo "make walkthrough one picture through every step of the method, in runs/walkthrough/"
+	@echo "make play        open a page in which a trained model reads; MODEL=runs/demo for your own"
+	@echo "make test        install, check every equation, the programs and the documentation"
+	@echo "make proof       check the equations on 1000 random cases each, and run the slow tests"
+	@echo "make mutants     break vlpt.py in many places, one at a time; a test must notice each"
+	@echo "make readme      run the long commands of the documentation; ICDAR2015=PATH adds photographs"
+	@echo "make gpu         check, measure and train on one GPU; ICDAR2015=PATH adds detectors"
+	@echo "make clean       remove $(VENV), runs/ and carry/"
 
 # The marker is written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
@@ -26,6 +27,21 @@ demo: $(VENV)/installed
 	mkdir -p runs/demo
 	$(RUN) -m readers sheet synth runs/demo/sheet.png --digits
 	$(RUN) train_min.py --name demo --overwrite
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# The notebook is executed in this folder, where its files and its model are.
+walkthrough: $(VENV)/installed-docs
+	@test -f runs/demo/metrics.json || { echo "runs/demo: expected a finished run; run make demo first"; exit 1; }
+	mkdir -p runs/walkthrough
+	$(RUN) -m jupytext --quiet --to ipynb --execute --run-path . \
+	  --output runs/walkthrough/walkthrough.ipynb docs/walkthrough.py
+	$(RUN) -m nbconvert --to html --no-prompt --log-level ERROR --CoalesceStreamsPreprocessor.enabled=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags remove-input \
+	  runs/walkthrough/walkthrough.ipynb
+	@echo "wrote runs/walkthrough/walkthrough.html and walkthrough.ipynb"
 
 MODEL ?=
 play: $(VENV)/installed
@@ -55,6 +71,7 @@ readme: $(VENV)/installed demo
 	$(RUN) -m experiments.bench data --data synthtext:runs/fake
 	for part in step scale memory start; do $(RUN) -m experiments.bench $$part || exit; done
 	$(RUN) -m experiments.bench step --preset tiny
+	$(MAKE) walkthrough
 	test -z "$(ICDAR2015)" || $(RUN) train_min.py --data icdar2015:$(ICDAR2015) \
 	  --image-size 256 --batch 32 --samples 9600 --name icdar2015
 
