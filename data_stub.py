@@ -200,7 +200,10 @@ def picture_of(font: ImageFont.FreeTypeFont, char: str) -> tuple[tuple[int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """What the renderer draws; the defaults are the full variety."""
+    """What the renderer draws; the defaults are the full variety.
+
+    `train_min.PRESETS` says which scene a preset draws.
+    """
 
     alphabet: str = vlpt.PRINTABLE  # characters that may appear
     kinds: tuple[str, ...] = ("list", "pseudo", "number", "random", "random")  # equally likely

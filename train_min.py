@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     alphabet = "characters to learn; data: those of the training words; FILE: those of a UTF-8 text"
     add("--alphabet", metavar="ascii|data|FILE", help=f"{alphabet} (default: ascii or digits)")
     add("--subset", type=positive, metavar="N", help="train on N of the images (default: all)")
-    annotated = "of each training image's words to keep, at least one (default: 1)"
+    annotated = "share of each image's words to train on, 0..1, at least a word (default: 1, all)"
     add("--annotated", type=float, default=1.0, metavar="SHARE", help=annotated)
 
     add = parser.add_argument_group("training").add_argument
@@ -92,14 +92,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr", type=number(float, 0, exclusive=True), help=lr)
     warmup = "steps of linear warm-up (default: tiny 150, oclip_rn50 10000 as published)"
     add("--warmup", type=number(int, 0), help=warmup)
-    decay = "of all but gains and biases (default: 0.1)"
+    decay = "weight decay of all but gains and biases (default: 0.1)"
     add("--weight-decay", type=number(float, 0), default=0.1, help=decay)
     add("--eval", type=at_least_2, default=1024, help="held-out images used (default: 1024)")
-    seed = "of weights, images, words and masks (default: 0)"
+    seed = "seed of weights, images, words and masks (default: 0)"
     add("--seed", type=number(int, 0, 2**63), default=0, help=seed)
     workers = "processes that load images (default: 1; with a GPU, cores less 2, at most 16)"
     add("--workers", type=number(int, 0), help=workers)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to run; auto: a GPU if there is one (default: auto)",
+    )
 
     add = parser.add_argument_group("the run's folder").add_argument
     add("--name", type=folder_name, default="demo", help="results go to runs/NAME (default: demo)")

@@ -53,7 +53,7 @@ import torchvision
 
 import data_stub
 import vlpt
-from training.report import draw_heat
+from training.gallery import draw_heat
 
 # %% tags=["remove-input"]
 # Drawing only. The page does not show this cell.

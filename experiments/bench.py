@@ -538,23 +538,43 @@ BENCHES = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     positive = number(int, 1)
-    parser = Parser("bench", description=__doc__.split("\n\n")[0])
+    parser = Parser("python -m experiments.bench", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in BENCHES.items():
         add = commands.add_parser(name, help=text, description=text).add_argument
         if name == "data":
             add("--data", default="synth", help=f"{readers.SPECS} (default: synth)")
             add("--alphabet", default="ascii", help="as for train_min.py (default: ascii)")
-            add("--size", type=number(int, 32), default=512, help="of images, in pixels")
+            add(
+                "--size",
+                type=number(int, 32),
+                default=512,
+                help="height and width of images, pixels (default: 512)",
+            )
             add("--batch", type=positive, default=32, help="images a batch (default: 32)")
             add("--pictures", type=positive, default=2048, help="images to read (default: 2048)")
             add("--workers", type=number(int, 0), default=2, help="loader processes (default: 2)")
         else:
             presets = ("tiny", "oclip_rn50")
-            add("--preset", choices=presets, default="oclip_rn50", help="the model's sizes")
+            add(
+                "--preset",
+                choices=presets,
+                default="oclip_rn50",
+                help="the model's sizes (default: oclip_rn50)",
+            )
             add("--batch", type=positive, help="images a step (default: 64 for tiny, else 4)")
-            add("--repeats", type=positive, default=5, help="rounds, of which to take the median")
-            add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with bfloat16")
+            add(
+                "--repeats",
+                type=positive,
+                default=5,
+                help="rounds, whose median is taken (default: 5)",
+            )
+            add(
+                "--device",
+                choices=("cpu", "cuda"),
+                default="cpu",
+                help="where to run; with bfloat16 on cuda (default: cpu)",
+            )
         add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     args = parser.parse_args(argv)
     if args.command == "data":

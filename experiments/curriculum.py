@@ -10,6 +10,7 @@ are in runs/NAME-STAGE/, and the model is the checkpoint of the last one.
 Run this from the clone of the repository.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import NamedTuple
@@ -79,10 +80,20 @@ def run(name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     description, epilog = __doc__.split("\n\n", 1)
-    parser = Parser("python -m experiments.curriculum", description=description, epilog=epilog)
+    parser = Parser(
+        "python -m experiments.curriculum",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     name = "the stages are runs/NAME-STAGE (default: curriculum)"
     parser.add_argument("--name", type=folder_name, default="curriculum", help=name)
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of weights, pictures, words and masks (default: 0)",
+    )
     args = parser.parse_args(argv)
     with one_line_errors("python -m experiments.curriculum"):
         print(f"the model is {run(args.name, seed=args.seed)}")

@@ -17,7 +17,7 @@ more points, these are boxes around them, and `readers.detection` gives the poly
 out of it; `python -m readers sheet SOURCE OUT.png` draws its first pictures. docs/quirks.md lists
 what becomes of the odd things that data sets hold.
 
-To add a data set, write a subclass of `readers.folder.Folder` and list it in `READERS` and `SPECS`.
+To add a data set, write a subclass of `readers.folder.Folder` and list it in `READERS`.
 """
 
 import re

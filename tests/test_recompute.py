@@ -53,7 +53,7 @@ class TestRecompute:
         x = torch.randn(2, 3, 64, 64)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             loss = net(x)[-1].mean()
-        assert runs == {"conv1": 1, "layer1": 1, "layer4": 1} and len(kept) < 10
+        assert runs == {"conv1": 1, "layer1": 1, "layer4": 1} and len(kept) <= 10
         loss.backward()
         assert runs == {"conv1": 2, "layer1": 2, "layer4": 2}
 

@@ -1,4 +1,8 @@
-"""What keeps a run alive: its folder, run.json, checkpoints, resuming, signals, error messages."""
+"""What keeps a run alive: its folder, run.json, checkpoints, resuming, signals, error messages.
+
+Files with weights are read by `vlpt.read_checkpoint`, here and everywhere else; to use the model of
+a run, see `training.weights.load_model`.
+"""
 
 import argparse
 import dataclasses

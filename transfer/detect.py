@@ -398,7 +398,12 @@ def make_parser() -> Parser:
     add("--data", default="synth", help=SPECS)
     heads = "psenet, or db for differentiable binarization; eval and predict use the same"
     add("--head", choices=tuple(HEADS), default="psenet", help=heads)
-    add("--backbone", choices=tuple(BACKBONES), default="tiny", help="tiny is the demo's")
+    add(
+        "--backbone",
+        choices=tuple(BACKBONES),
+        default="tiny",
+        help="image backbone; tiny is that of the trainer's preset tiny",
+    )
     add(
         "--init",
         type=some_path,
@@ -422,9 +427,13 @@ def make_parser() -> Parser:
         "--smallest",
         type=fraction,
         default=0.4,
-        help="shrinking rate of PSENet's smallest kernel; published for curved text: 0.7",
+        help="shrinking rate of PSENet's smallest kernel, 0..1; published for curved text: 0.7",
     )
-    add("--curved", action="store_true", help="detect polygons instead of quadrilaterals")
+    add(
+        "--curved",
+        action="store_true",
+        help="detect polygons instead of quadrilaterals (default: off)",
+    )
     scores = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
     add(
         "--score",
@@ -436,7 +445,7 @@ def make_parser() -> Parser:
         "--subset",
         type=number(int, 1),
         metavar="N",
-        help="train on N pictures, which are the same for the same --seed",
+        help="train on N pictures, the same ones for the same --seed (default: all)",
     )
     add("--seed", type=number(int, 0), default=0, help="decides weights, pictures and crops")
     add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")

@@ -1,5 +1,7 @@
 """How well detections agree with an annotation.
 
+The score that a single detection has, 0..1, is computed in `transfer.outlines.trace_contours`.
+
 **Detection**, `match_detections` and `f_score`: polygons at an intersection over union of 0.5. This
 is the protocol of ICDAR 2015 (https://rrc.cvc.uab.es/?ch=4&com=tasks), which was applied to
 polygons by ICDAR 2019 (ArT and LSVT) and as "hmean-iou" by MMOCR, for Total-Text and CTW1500 as

@@ -43,8 +43,13 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("parts", nargs="+", choices=(*PARTS, "all"), help="what to run, always in this order")
-    minutes = "time for everything (default: 30)"
+    add(
+        "parts",
+        nargs="+",
+        choices=(*PARTS, "all"),
+        help="the parts to run, in the order above; all: every part",
+    )
+    minutes = "minutes that everything may take (default: 30)"
     add("--minutes", type=number(float, 0, exclusive=True), default=30.0, help=minutes)
     out = "folder of the results (default: runs/gpu)"
     add("--out", type=Path, default=Path("runs/gpu"), help=out)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 import data_stub
 import train_min
 import vlpt
-from experiments.gpu.programme import DIGITS, SHORT, Programme, Result, Sizes
+from experiments.gpu.programme import NUMBERS, SHORT, Programme, Result, Sizes
 from training import data
 from training.weights import save_model
 
@@ -63,7 +63,7 @@ class RenderedWords(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
         stage = STAGES[self.stage.value]
         is_full = stage == "full" and np.random.default_rng([SEED, k]).random() < FULL_SHARE
-        scene = data_stub.Scene() if is_full else DIGITS if stage == "digits" else SHORT
+        scene = data_stub.Scene() if is_full else NUMBERS if stage == "digits" else SHORT
         sample = data_stub.render(SEED, k, self.size, "train", scene)
         ids = torch.full((vlpt.MAX_CHARS, MAX_SHOWN), vlpt.PAD)
         for i, word in enumerate(sample.words[:MAX_SHOWN]):

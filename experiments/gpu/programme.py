@@ -102,7 +102,7 @@ REHEARSAL = Sizes(
     scored=2,
 )
 
-DIGITS = data_stub.Scene(
+NUMBERS = data_stub.Scene(
     kinds=("number",), words=(1, 1), chars=(2, 4), height=(0.2, 0.45), tilt=10.0
 )
 SHORT = data_stub.Scene(
