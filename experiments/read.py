@@ -14,6 +14,7 @@ then `_`, a word of one hidden letter.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ import data_stub
 import readers
 import train_min
 import vlpt
+from experiments import curriculum
 from readers.pictures import open_image
 from training import gallery, report
 from training.options import Parser
@@ -104,7 +106,10 @@ def hide_each(word: str, alphabet: vlpt.Alphabet) -> list[Cloze]:
 
 
 def scene_of(config: vlpt.Config) -> data_stub.Scene:
-    """What the renderer draws for a model: the scene of the preset with its alphabet."""
+    """What the renderer draws for a model: what it, or the preset with its alphabet, has seen."""
+    for stage in curriculum.STAGES:
+        if config == dataclasses.replace(curriculum.CONFIG, image_size=stage.image_size):
+            return stage.scene
     for preset in train_min.PRESETS.values():
         if preset.config.alphabet == config.alphabet:
             return preset.scene
