@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from types import ModuleType
 from xml.etree import ElementTree
 
@@ -429,6 +429,17 @@ def test_readme_s_f_scores_are_those_of_the_results():
     row = rows["100 photographs"]
     scratch, pretrained = (mean(row[arm].values()) for arm in ("scratch", "pre-trained"))
     assert f"from {scratch:.1f} % to {pretrained:.1f} %" in README
+
+
+def test_readme_s_digits_are_those_of_the_three_seeds():
+    demo = json.loads((ROOT / "experiments/demo.json").read_text("utf-8"))
+    for key, words in (
+        ("acc_right", "of the masked digits"),
+        ("acc_other", "with a mismatched one"),
+    ):
+        values = [100 * row[key] for row in demo["seeds"]]
+        assert len(values) == 3
+        assert f"{mean(values):.1f} ± {stdev(values):.1f} % {words}" in README
 
 
 def test_the_demo_s_result_is_a_whole_line():

@@ -211,3 +211,20 @@ class TestCommand:
         folder = shutil.copytree(quick_run.folder, tmp_path / "run")
         (folder / "checkpoint.pt").unlink()
         assert weights.load_model(folder).config == vlpt.TINY
+
+
+def test_the_weights_of_the_repository_read_short_words():
+    """As weights/README.md says, and not by guessing: another picture does not help."""
+    model = weights.load_model()
+    scene = read.scene_of(model.config)
+    right, other, count = 0, 0, 32
+    samples = [data_stub.render(0, k, 64, "heldout", scene) for k in range(count)]
+    for k, sample in enumerate(samples):
+        (word,) = sample.words
+        cloze = read.Cloze(word, k % len(word))
+        for image in (sample.image, samples[k - 1].image):
+            (reading,) = read.read(model, image, [cloze])
+            is_read = reading.chars[int(reading.with_picture.argmax())] == word[cloze.position]
+            right += is_read and image is sample.image
+            other += is_read and image is not sample.image
+    assert right >= 0.5 * count and other <= 0.15 * count
