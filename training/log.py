@@ -252,6 +252,7 @@ class Log:
             if self.board is not None:
                 figure = gallery.attention_figure(model, heldout)
                 self.board.add_figure("attention", figure, samples)
+                self.board.flush()  # else it may stay in memory for two minutes
 
     def print_skipped(self) -> None:
         """Tell what the training pictures lacked."""
