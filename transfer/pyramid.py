@@ -6,6 +6,7 @@ psenet.py and dbnet.py each put a head on it. The pyramid is that of PSENet (Wan
 arXiv 1903.12473, section 3.2).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ class DetectorConfig:
     head: str = "psenet"  # one of transfer.heads.HEADS
 
 
-class PyramidDetector(nn.Module):
+class PyramidDetector(nn.Module, ABC):
     """A backbone and a feature pyramid, to which a subclass adds a head, its loss and its targets.
 
     Stage i of the backbone is C_i, with i = 2, 3, ... at stride 2 ** i:
@@ -89,6 +90,7 @@ class PyramidDetector(nn.Module):
         return self.fuse(torch.cat(levels, 1))
 
     @staticmethod
+    @abstractmethod
     def draw_truth(
         polygons: Sequence[np.ndarray],
         ignored: np.ndarray,
@@ -105,9 +107,9 @@ class PyramidDetector(nn.Module):
         Returns: truth (C, H, W), whose first map is not 0 where text is; valid (H, W) uint8, 0
             where the truth is unknown.
         """
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def loss_terms(logits: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         """The terms of the loss, scalars, in the order of `loss_weights`.
 
@@ -115,9 +117,9 @@ class PyramidDetector(nn.Module):
             logits: (B, n, H, W).
             truth: (B, C, H, W) and valid: (B, H, W), as `draw_truth` returns them.
         """
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def find_words(
         scores: np.ndarray, config: DetectorConfig
     ) -> tuple[list[np.ndarray], list[float]]:
@@ -128,4 +130,3 @@ class PyramidDetector(nn.Module):
             config: its curved and min_score are used.
         Returns: (P, 2) float32 polygons, clockwise as one sees them; the mean score of each, 0..1.
         """
-        raise NotImplementedError
