@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,6 +43,7 @@ from training.init import load_init
 from training.log import Log, check_tensorboard, name_pictures
 from training.options import Parser, folder_name, number, some_path
 from training.recompute import recompute
+from training.retrieval import Retrieval
 
 
 class Preset(NamedTuple):
@@ -232,14 +232,12 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         model: a `vlpt.MaskedOnly`.
         batches: with W processes, every W-th held-out batch. The result is that of all of them.
     Returns:
-        Among others `same_words`, the share of the images with the same words as another one of
-        their batch, which `contrastive_loss` takes for a mismatch; and `ceiling`, the retrieval
-        that is possible if images with the same words cannot be told apart.
+        Shares, 0..1, among them those of `training.retrieval.Retrieval`, and three numbers.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
     device = next(model.parameters()).device
-    counts, features = Counter[str](), []
+    counts, retrieval = Counter[str](), Retrieval()
     reason = "there is none"
     for turn, batch in enumerate(batches):
         counts["unreadable"] += len(batch.skipped)
@@ -254,41 +252,22 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         counts["right"] += int((output.logits.argmax(-1) == masked_targets).sum())
         counts["other"] += int((swapped.logits.argmax(-1) == masked_targets).sum())
         counts["characters"] += int((masked_targets != vlpt.IGNORE_INDEX).sum())
-        words = word_sets(ids, targets)
-        counts["same_words"] += sum(words.count(each) > 1 for each in words)
-        features.append((position, output.image.float().cpu(), output.text.float().cpu(), words))
+        counts["pictures"] += len(images)
+        retrieval.add(position, output, ids, targets)
     model.train()
 
     counts = sum(distributed.all_gather_lists([counts]), Counter[str]())
     if not counts["characters"]:
         raise ValueError(f"no two held-out images of a batch can be read; {reason}")
-    features = sorted(distributed.all_gather_lists(features), key=lambda entry: entry[0])
-    image = F.normalize(torch.cat([image for _, image, _, _ in features]), dim=1)
-    text = F.normalize(torch.cat([text for _, _, text, _ in features]), dim=1)
-    distinct = {words for *_, batch in features for words in batch}
-    similarity = image @ text.T
-    pairs = torch.arange(len(image))
     return {
         "acc_right": counts["right"] / counts["characters"],
         "acc_other": counts["other"] / counts["characters"],
         "gain": (counts["right"] - counts["other"]) / counts["characters"],
-        "i2t": (similarity.argmax(dim=1) == pairs).float().mean().item(),
-        "t2i": (similarity.argmax(dim=0) == pairs).float().mean().item(),
-        "ceiling": len(distinct) / len(image),
-        "same_words": counts["same_words"] / len(image),
-        "pictures": len(image),
+        **retrieval.result(),
+        "pictures": counts["pictures"],
         "characters": counts["characters"],
         "unreadable": counts["unreadable"],
     }
-
-
-def word_sets(ids: Tensor, targets: Tensor) -> list[tuple[Any, ...]]:
-    """The words of each image of a batch, unmasked and in an order of their own, to compare."""
-    unmasked = torch.where(targets == vlpt.IGNORE_INDEX, ids, targets)
-    return [
-        tuple(sorted(tuple(filter(None, word)) for word in zip(*image, strict=True)))
-        for image in unmasked.tolist()
-    ]
 
 
 # ---- The run -----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from tests.conftest import QUICK
 from training import data, init, log, report, runs
 from training.gradcache import cached_backward
 from training.log import Log
+from training.retrieval import unmasked_words
 
 AGAIN = [*QUICK, "--overwrite"]
 
@@ -128,8 +129,8 @@ class TestParts:
         words = [["ab", "c"], ["c", "ab"], ["ab", "cc"], ["a", "b", "c"]]
         ids = torch.stack([alphabet.encode(each) for each in words])
         masked_ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
-        sets = train_min.word_sets(masked_ids, targets)
-        assert sets == train_min.word_sets(ids, torch.full_like(ids, vlpt.IGNORE_INDEX))
+        sets = unmasked_words(masked_ids, targets)
+        assert sets == unmasked_words(ids, torch.full_like(ids, vlpt.IGNORE_INDEX))
         assert sets[0] == sets[1] and len(set(sets)) == 3
 
     def test_a_batch_too_small_to_compare_is_left_out_and_none_left_is_an_error(self):

@@ -1,0 +1,63 @@
+"""Retrieval among held-out images: which text is nearest to each image, and the other way round."""
+
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vlpt
+from training.distributed import all_gather_lists
+
+Words = tuple[tuple[int, ...], ...]  # of one image, as ids
+
+
+class Retrieval:
+    """Collects the features of held-out batches and compares all images with all texts."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, Tensor, Tensor, list[Words]]] = []
+
+    def add(self, position: int, output: vlpt.Output, ids: Tensor, targets: Tensor) -> None:
+        """Take a batch.
+
+        Args:
+            position: its number among the batches of all processes.
+            output: what the model returned for the masked words.
+            ids: (B, L, N), the masked words.
+            targets: (B, L, N), the characters that were masked.
+        """
+        image, text = output.image.float().cpu(), output.text.float().cpu()
+        self.batches.append((position, image, text, unmasked_words(ids, targets)))
+
+    def result(self) -> dict[str, float]:
+        """The shares, 0..1, of the images that all processes have added. Every process calls it.
+
+        Returns:
+            `i2t` and `t2i`, the images whose own text is the nearest one, and the texts whose own
+            image is; `same_words`, the images with the same words as another one of their batch,
+            which `vlpt.contrastive_loss` takes for a mismatch; and `ceiling`, the retrieval that is
+            possible if images with the same words cannot be told apart.
+        """
+        batches = sorted(all_gather_lists(self.batches), key=lambda batch: batch[0])
+        image = F.normalize(torch.cat([image for _, image, _, _ in batches]), dim=1)
+        text = F.normalize(torch.cat([text for _, _, text, _ in batches]), dim=1)
+        similarity = image @ text.T
+        own = torch.arange(len(image))
+        counts = [Counter(words) for *_, words in batches]
+        num_shared = sum(count for batch in counts for count in batch.values() if count > 1)
+        return {
+            "i2t": (similarity.argmax(dim=1) == own).float().mean().item(),
+            "t2i": (similarity.argmax(dim=0) == own).float().mean().item(),
+            "ceiling": len(set().union(*counts)) / len(image),
+            "same_words": num_shared / len(image),
+        }
+
+
+def unmasked_words(ids: Tensor, targets: Tensor) -> list[Words]:
+    """The words of each image of a batch, unmasked, without pads and sorted, to compare them."""
+    unmasked = torch.where(targets == vlpt.IGNORE_INDEX, ids, targets)
+    return [
+        tuple(sorted(tuple(filter(None, word)) for word in zip(*image, strict=True)))
+        for image in unmasked.tolist()
+    ]
