@@ -46,7 +46,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels
 
 # The faces that the renderer draws with, as package/path. All have a free licence: Caladea the
 # Apache License 2.0, the others the SIL Open Font License. The extra `data` in pyproject.toml pins
-# their packages, because another version would draw other pictures.
+# their packages, because another version would draw other pictures. The demo's `DIGITS` names two.
 FONTS = (
     "font_caladea/files/Caladea-Bold.ttf",
     "font_caladea/files/Caladea-Regular.ttf",

@@ -870,8 +870,8 @@ def contrastive_loss(
         image, text: (B, D), row b of both is a pair. They are L2-normalised here.
         logit_scale: scalar, ln(1 / temperature). Its exponential is capped at 100 (D6). Above the
             cap it has no gradient and would be stuck. A trainer therefore has to clamp it to
-            slightly less than ln(100). At ln(100) itself, which float32 rounds up, the
-            exponential would already be above 100.
+            slightly less than ln(100), as train_min.train_step does. At ln(100) itself, which
+            float32 rounds up, the exponential would already be above 100.
         is_pair: (B,) bool, the rows that take part. Others are neither pairs nor negatives of
             other pairs. None: all take part.
     Returns:
