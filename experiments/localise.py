@@ -1,7 +1,7 @@
 """Does the decoder look for a hidden character where it is?
 
-    python -m experiments.localise runs/demo               # print how far off it looks
-    python -m experiments.localise runs/demo OTHER --save  # and keep it in experiments/results.json
+    python -m experiments.localise runs/demo             # print how far off it looks
+    python -m experiments.localise MODEL MODEL --save    # and keep it in experiments/results.json
 
 Each MODEL is the folder of a run or the file of a whole model. In held-out rendered pictures each
 character of each word is hidden in turn. The centre of mass of its attention map, as the figures
@@ -17,8 +17,11 @@ same width. Distances are shares of the side of a picture, means over all hidden
 The decoder looks at the word if own is less than other map and uniform, and at the character if own
 is less than siblings. `nearest` is the share of the characters that are the nearest ones of their
 word to the centre of their map; `chance` is that share for guesses. Words of one character count in
-neither, nor in siblings. The file names models by their text encoder, so --save takes one
-model of each.
+neither, nor in siblings.
+
+The pictures are such as the model was trained on. For the short pre-trainings of
+experiments/reproduce.py, which compare the two text encoders, they have one or two words. The file
+has a list for each text encoder, one entry for each model, and --save replaces these lists.
 """
 
 import argparse
@@ -34,7 +37,7 @@ import torch
 import data_stub
 import vlpt
 from experiments.read import scene_of
-from experiments.reproduce import RESULTS
+from experiments.reproduce import ALNUM, RESULTS, two_words
 from training.gallery import evaluation_mode
 from training.options import Parser, number
 from training.runs import one_line_errors
@@ -104,7 +107,8 @@ def measure(model: vlpt.VLPT, pictures: int = PICTURES) -> dict[str, float]:
         ValueError: the model has no decoder.
     """
     config = model.config
-    source = data_stub.Rendered(config.image_size, pictures, SEED, "heldout", scene_of(config))
+    scene = two_words if config.alphabet == ALNUM else scene_of(config)
+    source = data_stub.Rendered(config.image_size, pictures, SEED, "heldout", scene)
     with evaluation_mode(model):
         looked = [look_for_each(model, source[k]) for k in range(pictures)]
     distances: dict[str, list[float]] = {"own": [], "siblings": [], "other map": [], "uniform": []}
@@ -131,8 +135,8 @@ def measure(model: vlpt.VLPT, pictures: int = PICTURES) -> dict[str, float]:
     return means | {"pictures": pictures, "characters": len(distances["own"])}
 
 
-def save(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Add what was measured to the file of results, beside what is there."""
+def save(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Write what was measured, by text encoder, to the file of results, beside what is there."""
     results = json.loads(path.read_text("utf-8"))
     results["localisation"] = results.get("localisation", {}) | found
     vlpt.write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -160,18 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
         models = {name: load_model(name) for name in args.models}
-        encoders = [model.config.text_encoder for model in models.values()]
-        if args.save and len(set(encoders)) < len(encoders):
-            raise ValueError(
-                f"--save: expected models with different text encoders, got {', '.join(encoders)}"
-            )
-        found = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for name, model in models.items():
             numbers = measure(model, args.pictures)
             shown = "  ".join(f"{key} {value}" for key, value in numbers.items())
             print(f"{name} ({model.config.text_encoder} encoder): {shown}", flush=True)
             grid = model.config.image_size // model.backbone.stride
-            found[model.config.text_encoder] = numbers | {"grid": f"{grid} x {grid}"}
+            entry = {"model": Path(name).stem, **numbers, "grid": f"{grid} x {grid}"}
+            found.setdefault(model.config.text_encoder, []).append(entry)
         if args.save:
             save(found, RESULTS)
             print(f"wrote {RESULTS}")

@@ -390,7 +390,7 @@ def list_jobs(table: str, scale: Scale) -> list[Job]:
     if table == "a" or table == scale.task.data:
         return [pretraining, *list_jobs_of_table_a(scale)]
     if table == "d":
-        return [pretraining, *list_attention_jobs()]
+        return [pretraining, *list_attention_jobs(scale)]
     rates = [make_rate_job(scale, "pre-trained", lr) for lr in scale.rates]
     variants = ["all"] if table == "c" else [*VARIANTS]
     jobs = [make_short_job(label) for label in variants]
@@ -496,20 +496,21 @@ def make_rate_job(scale: Scale, arm: str, lr: float, rendered: Job | None = None
     return dataclasses.replace(job, arm=arm, seed=100, init=ARMS[arm], lr=lr)
 
 
-def make_short_job(label: str) -> Job:
+def make_short_job(label: str, seed: int = 0) -> Job:
     """The short pre-training of a variant of table b."""
     fields, _ = VARIANTS[label]
-    name = "short-" + label.replace(" ", "")
-    return Job(name, "pretrain", label, stages="short", fields=fields)
+    name = "short-" + label.replace(" ", "") + (f"-seed{seed}" if seed else "")
+    return Job(name, "pretrain", label, seed=seed, stages="short", fields=fields)
 
 
-def list_attention_jobs() -> list[Job]:
-    """Two short pre-trainings, then the attention of these, of table a's and of random weights."""
-    jobs = [make_short_job(label) for label in ("all", "sentence encoder")]
-    starts = {job.label: job.name for job in jobs}
-    starts |= {"table a's pre-training": "pre-all", "untrained": ""}
-    for label, init in starts.items():
-        jobs.append(Job(f"d-{init or 'untrained'}", "attention", label, label, 0, init))
+def list_attention_jobs(scale: Scale) -> list[Job]:
+    """Short pre-trainings, then the attention of these, of table a's and of random weights."""
+    labels = ("all", "sentence encoder")
+    jobs = [make_short_job(label, seed) for seed, label in product(scale.seeds, labels)]
+    starts = [(job.label, job.seed, job.name) for job in jobs]
+    starts += [("table a's pre-training", 0, "pre-all"), ("untrained", 0, "")]
+    for label, seed, init in starts:
+        jobs.append(Job(f"d-{init or 'untrained'}", "attention", label, label, seed, init))
     return jobs
 
 

@@ -105,22 +105,36 @@ class TestCommand:
         self, model, tmp_path, monkeypatch, capsys
     ):
         path = tmp_path / "results.json"
-        path.write_text(json.dumps({"tables": {"a": []}, "localisation": {"sentence": {"own": 1}}}))
+        path.write_text(
+            json.dumps({"tables": {"a": []}, "localisation": {"sentence": [{"own": 1}]}})
+        )
         monkeypatch.setattr(localise, "RESULTS", path)
-        weights.save_model(model, tmp_path / "m.pt")
-        localise.main([str(tmp_path / "m.pt"), "--pictures", "2", "--save"])
+        for name in ("a.pt", "b.pt"):
+            weights.save_model(model, tmp_path / name)
+        models = [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
+        localise.main([*models, "--pictures", "2", "--save"])
         assert "(character encoder): own 0." in capsys.readouterr().out
         results = json.loads(path.read_text())
         assert results["tables"] == {"a": []}
-        assert results["localisation"]["sentence"] == {"own": 1}
+        assert results["localisation"]["sentence"] == [{"own": 1}]
         found = results["localisation"]["character"]
-        assert found["pictures"] == 2 and found["grid"].count(" x ") == 1
+        assert [entry["model"] for entry in found] == ["a", "b"]
+        assert all(entry["pictures"] == 2 for entry in found)
+        assert all(entry["grid"].count(" x ") == 1 for entry in found)
 
-    def test_two_models_of_one_name_are_not_saved(self, model, tmp_path):
-        for name in ("a.pt", "b.pt"):
-            weights.save_model(model, tmp_path / name)
-        with pytest.raises(SystemExit, match="expected models with different text encoders"):
-            localise.main([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), "--save"])
+    def test_the_pictures_are_such_as_the_model_was_trained_on(self, model, monkeypatch):
+        scenes = []
+
+        def rendered(*args):
+            scenes.append(args[-1])
+            raise StopIteration
+
+        monkeypatch.setattr(data_stub, "Rendered", rendered)
+        short = vlpt.VLPT(reproduce.SCALES["cpu"].config)
+        for each in (model, short):
+            with pytest.raises(StopIteration):
+                localise.measure(each)
+        assert scenes == [data_stub.DIGITS, reproduce.two_words]
 
     def test_a_model_without_decoder_is_refused(self, tmp_path):
         config = vlpt.Config(**{**vars(vlpt.TINY), "decoder": "none"})
