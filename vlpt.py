@@ -8,10 +8,10 @@
 The method pre-trains the backbone of a text detector from images and the transcriptions of some
 of the words in them, without bounding boxes. One character of every word is replaced by a MASK
 token. A text encoder turns the word into one feature per character, and a decoder predicts the
-masked character by letting the feature at MASK attend to the image. This only works well if the
-backbone learns what characters look like and where they are. A contrastive loss also pulls the
-feature of an image towards the feature of its own words and away from the words of other images.
-After training the backbone is exported and everything else is dropped.
+masked character by letting the feature at MASK attend to the image. The idea is that this only
+works well if the backbone learns what characters look like and where they are. A contrastive loss
+also pulls the feature of an image towards that of its own words, masked as they are, and away from
+those of other images. After training the backbone is exported and everything else is dropped.
 
     images (B, 3, H, W)                  words, as ids (B, L, N)
        |                                    |  mask_one_char                        step 4
@@ -55,19 +55,21 @@ Differences from the released code. Each is marked by its number where it occurs
 D11 and most of D7 and D8 are in the trainer and its data.
     D1   The feature of a word is the mean over its characters. Released: the state at its end
          token.
-    D2   `VLPT` decodes every character, so that its predictions, the argmax of the logits, are
-         (B, 25, 3). Released: one query per word. Training decodes one character per word here as
-         well, the masked one, see `MaskedOnly`.
+    D2   The query that predicts the masked character is its own feature, the one at MASK. Released:
+         the state at the end token of its word. `VLPT` decodes every character, so that its
+         predictions, the argmax of the logits, are (B, 25, 3); training decodes the masked ones
+         alone, see `MaskedOnly`.
     D3   The contrastive loss is the sum of both directions, as in the paper. Released: half of it.
     D4   Empty word slots are left out of every mean. Released: the mean is over all 32 slots.
-    D5   A character attends to its whole word. Released: a causal mask.
+    D5   A character attends to its whole word, so the feature at MASK knows what follows. Released:
+         a causal mask, so only the end token knows the whole word.
     D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
          Released: the cap is commented out.
     D7   Gradients flow through the features of all processes. Released: each of G GPUs sends the
          gradient of L_bc through its own features only. DistributedDataParallel then averages
          these G partial gradients instead of summing them, so the encoders get 1/G of the gradient
          of L_bc, but all of that of L_cls. Together with D3, L_bc weighs 2G times as much here,
-         16 times for the released 8 GPUs.
+         16 times for 8 GPUs as in the paper.
     D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
          other linear layers as torch does. Released: residual projections are scaled further by

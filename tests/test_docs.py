@@ -308,11 +308,13 @@ def test_readme_s_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, ca
 def test_readme_s_lines_for_other_libraries_run(tmp_path):
     section = README.split("## Use the backbone\n")[1].split("\n## ")[0]
     rows = re.findall(
-        r"^\| (\w+) \| `(--\w+) (\w+)` \| `(\w+)` \| `(.+)` \|$", section, re.MULTILINE
+        r"^\| (\w+) \| `--preset oclip_rn50(?: --backbone (\w+))?` \| `(\w+)` \| `(.+)` \|$",
+        section,
+        re.MULTILINE,
     )
     assert [row[0] for row in rows] == ["torchvision", "timm", "MMOCR"]
-    for _, option, value, layout, line in rows:
-        name = value if option == "--backbone" else vlpt.OCLIP_RN50.backbone
+    for _, backbone, layout, line in rows:
+        name = backbone or vlpt.OCLIP_RN50.backbone
         path = tmp_path / f"{name}_{layout}.safetensors"
         vlpt.export_backbone(vlpt.build_backbone(name), path, layout)
         state = safetensors.torch.load_file(path)
@@ -409,8 +411,14 @@ def test_the_numbers_of_the_gpu_s_run_are_those_of_its_results():
     assert f"predicts {right:.1f} % of the masked characters" in page
     assert f"and {other:.1f} % with a mismatched one, a gain of {right - other:.1f} points" in page
     assert f"in {i2t:.1f} % of cases" in page
-    assert f"took {found['steps']:,} steps of 256 pictures" in page
-    assert f"rendered {found['rendered_s']:,.0f} new ones per second" in page
+    trained = 256 * found["steps"]
+    seconds = trained / found["pictures_s"]
+    rendered = seconds * found["rendered_s"]
+    assert f"in {found['steps']:,} steps of 256" in page
+    assert f"In {seconds:.0f} seconds" in page and f"on {round(trained, -3):,} pictures" in page
+    assert f"About {round(rendered, -4):,.0f} of them were new ones" in page
+    for stage, pictures in (("short", "short words"), ("full", "full scenes")):
+        assert f"{pictures} from step {found['stages'][stage]}" in page
     for source in ("icdar2015", "synth"):
         loader = results[f"loader/{source}"]
         assert f"{100 * loader['wait']:.0f} % of the time" in page or (
@@ -470,10 +478,10 @@ def test_tools_are_pinned_alike_everywhere():
 
 def test_the_citation_file_agrees_with_readme_and_vlpt():
     text = " ".join((ROOT / "CITATION.cff").read_text("utf-8").split())
-    title = re.search(r"title=\{(.*)\}", README)[1]
+    title = re.search(r"\btitle=\{([^}]*)\}", README)[1]
     assert title in text
     assert "cff-version: 1.2.0" in text
-    names = re.search(r"author=\{(.*)\}", README)[1].split(" and ")
+    names = re.search(r"author=\{([^}]*)\}", README)[1].split(" and ")
     people = re.findall(r"family-names: (\w+), given-names: (\w+)", text)
     assert names == [f"{family}, {given}" for family, given in people]
     assert f"version: {vlpt.__version__}" in text

@@ -65,7 +65,7 @@ PANELS = {
 MEANING = {
     "samples": "training images seen, repetitions included",
     "acc_right": "masked-character accuracy with the correct image",
-    "acc_other": "the same with another image, so a guess from the other letters",
+    "acc_other": "the same with another image, mostly a guess from the other letters",
     "gain": "the difference: what was read from the image",
     "i2t": "share of the images whose words are found",
     "t2i": "share of the words whose image is found",

@@ -390,6 +390,7 @@ def make_parser() -> Parser:
             allow_abbrev=False,
         )
 
+    where = "where to run; auto: a GPU if there is one"
     positive = number(float, 0, exclusive=True)
     fraction = number(float, 0, 1, exclusive=True)
 
@@ -451,20 +452,20 @@ def make_parser() -> Parser:
     add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")
     cache = "memory for decoded pictures, GB; what does not fit is decoded for every crop"
     add("--cache", type=number(float, 0), default=0, metavar="GB", help=cache)
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
 
     command = add_command("eval", "score a detector on held-out pictures")
     add = command.add_argument
     add("run", type=Path, help="the folder that train left")
     add("--data", default="synth", help=SPECS)
     add("--count", type=number(int, 1), default=200, help="how many pictures of synth")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
 
     command = add_command("predict", "find text in pictures")
     add = command.add_argument
     add("run", type=Path, help="the folder that train left")
     add("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
     return parser
 
 
@@ -480,8 +481,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             args.score = HEADS[args.head].usual_min_score
         if args.head == "db" and args.smallest != DetectorConfig.smallest_kernel:
             parser.error(f"--smallest: expected 0.4 with --head db, got {args.smallest}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: expected cpu, got cuda, but torch finds no GPU")
+    has_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not has_gpu:
+        parser.error("--device: expected cpu or auto, as torch finds no GPU, got cuda")
+    if args.device == "auto":
+        args.device = "cuda" if has_gpu else "cpu"
     return args
 
 
