@@ -7,18 +7,18 @@ RUN = $(VENV)/bin/python
 
 help:
 	@echo "make demo        install, pre-train on rendered pictures, leave results in runs/demo/"
-	@echo "make walkthrough one picture through every step of the method, in runs/walkthrough/"
+	@echo "make walkthrough take one picture through every step of the method, in runs/walkthrough/"
 	@echo "make play        open a page in which a trained model reads; MODEL=runs/demo for your own"
 	@echo "make test        install, check every equation, the programs and the documentation"
 	@echo "make proof       check the equations on 1000 random cases each, and run the slow tests"
 	@echo "make mutants     break vlpt.py in many places, one at a time; a test must notice each"
 	@echo "make readme      run the long commands of the documentation; ICDAR2015=PATH adds photographs"
-	@echo "make gpu         check, measure and train on one GPU; ICDAR2015=PATH adds detectors"
+	@echo "make gpu         check, measure and train on one GPU; ICDAR2015=PATH adds detectors; MINUTES=30 is its limit"
 	@echo "make clean       remove $(VENV), runs/ and carry/"
 
 # The marker is written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("expected Python 3.10 or later")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("PYTHON: expected 3.10 or later, got " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	touch $@
@@ -34,7 +34,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 
 # The notebook is executed in this folder, where its files and its model are.
 walkthrough: $(VENV)/installed-docs
-	@test -f runs/demo/metrics.json || { echo "runs/demo: expected a finished run; run make demo first"; exit 1; }
+	@test -f runs/demo/metrics.json || { echo "runs/demo: expected a finished run, got none; run make demo first"; exit 1; }
 	mkdir -p runs/walkthrough
 	$(RUN) -m jupytext --quiet --to ipynb --execute --run-path . \
 	  --output runs/walkthrough/walkthrough.ipynb docs/walkthrough.py

@@ -154,7 +154,7 @@ def is_font(path: Path) -> bool:
     try:
         load_font(path, 32).getmask("a")
     except (OSError, ValueError) as error:
-        print(f"{path}: skipped, because it is no readable font ({error})", file=sys.stderr)
+        print(f"warning: {path} is skipped, as it is no readable font ({error})", file=sys.stderr)
         return False
     return True
 
@@ -265,7 +265,8 @@ def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
         if fonts_for(word, scene):
             return word
     raise ValueError(
-        f"alphabet: expected characters that make {split} words, got {scene.alphabet!r}"
+        f"alphabet: expected enough characters for words of the split {split!r}, "
+        f"got {scene.alphabet!r}"
     )
 
 
@@ -589,7 +590,9 @@ class Pretraining(torch.utils.data.Dataset[Item]):
         notes["pictures without a usable word"] += len(found) - len(self.indices)
         self.notes = +notes  # without zeros
         if not len(self.indices):
-            raise ValueError(f"{source.root}: no picture has a word that the alphabet can spell")
+            raise ValueError(
+                f"{source.root}: expected a word with a character of the alphabet, got none"
+            )
         if subset is not None:
             if not 1 <= subset <= len(self.indices):
                 raise ValueError(
@@ -614,7 +617,7 @@ class Pretraining(torch.utils.data.Dataset[Item]):
             return str(error)
         known = [j for j, word in enumerate(sample.words) if is_learnable(word, self.alphabet)]
         if not known:
-            return f"{self.source.root}: picture {index} has no learnable word inside it"
+            return f"{self.source.name(index)}: expected a usable word inside the picture, got none"
         if self.annotated < 1:
             order = np.random.default_rng([self.seed, index, 0, 2]).permutation(len(known))
             kept = max(1, round(self.annotated * len(known)))

@@ -63,55 +63,67 @@ BACKBONES = (*vlpt.TORCHVISION_BACKBONES, *vlpt.CLIP_BACKBONES)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser("train_min.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    positive, at_least_2 = number(int, 1), number(int, 2)
+    description, examples, *_ = __doc__.split("\n\n")
+    parser = Parser(
+        "train_min.py",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add = parser.add_argument_group("model and images").add_argument
-    add("--data", default="synth", help=f"{readers.SPECS} (default: synth)")
-    add("--preset", choices=PRESETS, default="tiny", help="model and schedule (default: tiny)")
+    data_help = f"{readers.SPECS}; see docs/data.md (default: synth)"
+    add("--data", default="synth", metavar="SOURCE", help=data_help)
+    preset = "sizes, learning rate and warm-up; oclip_rn50 has the published ones (default: tiny)"
+    add("--preset", choices=PRESETS, default="tiny", help=preset)
     add("--backbone", choices=BACKBONES, help="image backbone (default: the preset's)")
     init = "an export, a checkpoint, or ImageNet weights to start from (default: random weights)"
     add("--init", type=some_path, metavar="FILE|torchvision", help=init)
-    add("--image-size", type=int, metavar="PIXELS", help="a multiple of 32 (default: the preset's)")
-    alphabet = "characters to learn; data: those of the training words; FILE: those of a UTF-8 text"
-    add("--alphabet", metavar="ascii|data|FILE", help=f"{alphabet} (default: ascii or digits)")
-    add("--subset", type=positive, metavar="N", help="train on N of the images (default: all)")
-    annotated = "share of each image's words to train on, 0..1, at least a word (default: 1, all)"
-    add("--annotated", type=float, default=1.0, metavar="SHARE", help=annotated)
+    size = "height and width of images, a multiple of 32 (default: tiny 64, oclip_rn50 512)"
+    add("--image-size", type=number(int, 32), metavar="PIXELS", help=size)
+    alphabet = (
+        "characters to learn; data: those of the training words; FILE: those of a UTF-8 text "
+        "(default: ascii; the digits for tiny on synth)"
+    )
+    add("--alphabet", metavar="ascii|data|FILE", help=alphabet)
+    subset = "train on N images, the same ones for the same --seed (default: all)"
+    add("--subset", type=number(int, 1), metavar="N", help=subset)
+    annotated = "share of each image's words to train on, 0..1, at least one word (default: 1, all)"
+    share = number(float, 0, exclusive=True)
+    add("--annotated", type=share, default=1.0, metavar="SHARE", help=annotated)
 
     add = parser.add_argument_group("training").add_argument
-    samples = "images to train on, with repetitions, in whole batches (default: 60000)"
-    add("--samples", type=at_least_2, default=60_000, help=samples)
-    batch = "images a step, in all processes together (default: 64)"
-    add("--batch", type=at_least_2, default=64, help=batch)
-    accumulate = (
-        "cut the batch into K pieces, each run twice, to save memory (GradCache; default: 1)"
-    )
-    add("--accumulate", type=positive, default=1, metavar="K", help=accumulate)
-    add("--recompute", action="store_true", help="save memory by running the backbone twice")
+    samples = "images to train on, repetitions included, in whole batches (default: 60000)"
+    add("--samples", type=number(int, 2), default=60_000, metavar="N", help=samples)
+    batch = "images in a step, in all processes together (default: 64)"
+    add("--batch", type=number(int, 2), default=64, metavar="N", help=batch)
+    pieces = "save memory by running the batch in K pieces, each twice (GradCache; default: 1)"
+    add("--accumulate", type=number(int, 1), default=1, metavar="K", help=pieces)
+    recompute_help = "save memory by running the backbone twice (default: off)"
+    add("--recompute", action="store_true", help=recompute_help)
     lr = "largest learning rate (default: tiny 1e-3, oclip_rn50 1e-4 as published)"
     add("--lr", type=number(float, 0, exclusive=True), help=lr)
     warmup = "steps of linear warm-up (default: tiny 150, oclip_rn50 10000 as published)"
-    add("--warmup", type=number(int, 0), help=warmup)
+    add("--warmup", type=number(int, 0), metavar="N", help=warmup)
     decay = "weight decay of all but gains and biases (default: 0.1)"
-    add("--weight-decay", type=number(float, 0), default=0.1, help=decay)
-    add("--eval", type=at_least_2, default=1024, help="held-out images used (default: 1024)")
+    add("--weight-decay", type=number(float, 0), default=0.1, metavar="DECAY", help=decay)
+    heldout = "held-out images to evaluate on, at most (default: 1024)"
+    add("--eval", type=number(int, 2), default=1024, metavar="N", help=heldout)
     seed = "seed of weights, images, words and masks (default: 0)"
-    add("--seed", type=number(int, 0, 2**63), default=0, help=seed)
+    add("--seed", type=number(int, 0, 2**63), default=0, metavar="N", help=seed)
     workers = "processes that load images (default: 1; with a GPU, cores less 2, at most 16)"
-    add("--workers", type=number(int, 0), help=workers)
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to run; auto: a GPU if there is one (default: auto)",
-    )
+    add("--workers", type=number(int, 0), metavar="N", help=workers)
+    device = "where to run; auto: a GPU if there is one (default: auto)"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=device)
 
     add = parser.add_argument_group("the run's folder").add_argument
     add("--name", type=folder_name, default="demo", help="results go to runs/NAME (default: demo)")
-    add("--overwrite", action="store_true", help="replace what a run left there")
-    resume = "go on from its last checkpoint, or from the one before, with the run's options"
+    overwrite = "replace what an earlier run left there (default: off)"
+    add("--overwrite", action="store_true", help=overwrite)
+    resume = "continue the run with its options, from its last checkpoint or from the one before"
     add("--resume", nargs="?", const="last", choices=("last", "previous"), help=resume)
-    add("--tensorboard", action="store_true", help="log to runs/NAME/tensorboard as well")
+    tensorboard = "log to runs/NAME/tensorboard as well (default: off)"
+    add("--tensorboard", action="store_true", help=tensorboard)
     return parser
 
 
@@ -124,8 +136,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args = runs.resume_options(parser, argv, args)
     args.lr = PRESETS[args.preset].lr if args.lr is None else args.lr
     args.warmup = PRESETS[args.preset].warmup if args.warmup is None else args.warmup
+    if args.image_size is not None and args.image_size % 32:
+        parser.error(f"--image-size: expected a multiple of 32, got {args.image_size}")
+    if args.annotated > 1:
+        parser.error(f"--annotated: expected at most 1, got {args.annotated}")
     if args.samples < args.batch:
-        parser.error(f"--samples: expected at least a batch of {args.batch}, got {args.samples}")
+        parser.error(f"--samples: expected at least one batch of {args.batch}, got {args.samples}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected cpu or auto, as torch finds no GPU, got cuda")
     return args
@@ -238,10 +254,10 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
     distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
     device = next(model.parameters()).device
     counts, retrieval = Counter[str](), Retrieval()
-    reason = "there is none"
+    reason = ""
     for turn, batch in enumerate(batches):
         counts["unreadable"] += len(batch.skipped)
-        reason = batch.skipped[-1] if batch.skipped else reason
+        reason = f"; the last: {batch.skipped[-1]}" if batch.skipped else reason
         if len(batch.images) < 2:
             counts["unreadable"] += len(batch.images)
             continue
@@ -258,7 +274,9 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
 
     counts = sum(distributed.all_gather_lists([counts]), Counter[str]())
     if not counts["characters"]:
-        raise ValueError(f"no two held-out images of a batch can be read; {reason}")
+        raise ValueError(
+            f"held-out images: expected two readable ones in a batch, got none{reason}"
+        )
     return {
         "acc_right": counts["right"] / counts["characters"],
         "acc_other": counts["other"] / counts["characters"],
@@ -361,7 +379,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())
             if stop and step < steps:
                 raise runs.Stopped(
-                    caught, f"{samples:,} pictures, saved in {out}/; --resume goes on"
+                    caught, f"{samples:,} pictures, saved in {out}/; --resume continues"
                 )
             start = time.perf_counter()
 
@@ -386,7 +404,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    with runs.one_line_errors("train_min.py"):
+    advice = "lower --batch, or add --accumulate K or --recompute"
+    with runs.one_line_errors("train_min.py", advice):
         if argv[:1] == ["compare"]:
             from training import report
 

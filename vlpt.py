@@ -1105,7 +1105,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.replace(path)
     except OSError as error:
         raise OSError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing is changed"
+            f"{path}: cannot be written ({error.strerror or error}); the file is as it was before"
         ) from None
     finally:
         part.unlink(missing_ok=True)

@@ -528,11 +528,17 @@ def show(found: dict[str, Any], indent: str = "") -> None:
 
 
 BENCHES = {
-    "step": (bench_step, "a step compared with one of the backbone alone, and its stages"),
-    "scale": (bench_scale, "the cost of a step as batch, images, words and alphabet grow"),
-    "memory": (bench_memory, "the peak of a step, and batches that fit a GPU"),
-    "start": (bench_start, "seconds from `import torch` to the first step"),
-    "data": (bench_data, "a source: index, start, memory, images a second"),
+    "step": (
+        bench_step,
+        "time of a training step compared with one of the backbone alone, and of its stages",
+    ),
+    "scale": (bench_scale, "how the time of a step grows with batch, images, words and alphabet"),
+    "memory": (bench_memory, "peak memory of a training step, and the batches that fit a GPU"),
+    "start": (bench_start, "seconds from `import torch` to the first training step"),
+    "data": (
+        bench_data,
+        "how long a source takes to open, its memory, and the images it delivers a second",
+    ),
 }
 
 
@@ -543,15 +549,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, (_, text) in BENCHES.items():
         add = commands.add_parser(name, help=text, description=text).add_argument
         if name == "data":
-            add("--data", default="synth", help=f"{readers.SPECS} (default: synth)")
-            add("--alphabet", default="ascii", help="as for train_min.py (default: ascii)")
+            add(
+                "--data",
+                default="synth",
+                metavar="SOURCE",
+                help=f"{readers.SPECS} (default: synth)",
+            )
+            alphabet = "characters to learn, as for train_min.py (default: ascii)"
+            add("--alphabet", default="ascii", metavar="ascii|data|FILE", help=alphabet)
             add(
                 "--size",
                 type=number(int, 32),
                 default=512,
                 help="height and width of images, pixels (default: 512)",
             )
-            add("--batch", type=positive, default=32, help="images a batch (default: 32)")
+            add("--batch", type=positive, default=32, help="images in a batch (default: 32)")
             add("--pictures", type=positive, default=2048, help="images to read (default: 2048)")
             add("--workers", type=number(int, 0), default=2, help="loader processes (default: 2)")
         else:
@@ -562,24 +574,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 default="oclip_rn50",
                 help="the model's sizes (default: oclip_rn50)",
             )
-            add("--batch", type=positive, help="images a step (default: 64 for tiny, else 4)")
+            add("--batch", type=positive, help="images in a step (default: 64 for tiny, else 4)")
             add(
                 "--repeats",
                 type=positive,
                 default=5,
-                help="rounds, whose median is taken (default: 5)",
+                help="rounds to take the median of (default: 5)",
             )
             add(
                 "--device",
                 choices=("cpu", "cuda"),
                 default="cpu",
-                help="where to run; with bfloat16 on cuda (default: cpu)",
+                help="where to run; cuda computes in bfloat16 (default: cpu)",
             )
-        add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+        add(
+            "--json",
+            type=Path,
+            metavar="FILE",
+            help="write the figures to this file as well (default: print only)",
+        )
     args = parser.parse_args(argv)
     if args.command == "data":
         if args.pictures <= args.batch:
-            parser.error(f"--pictures: expected more than a batch of {args.batch}")
+            parser.error(
+                f"--pictures: expected more than a batch of {args.batch}, got {args.pictures}"
+            )
         args.device = "cpu"
         return args
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -591,7 +610,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with one_line_errors("bench"):
+    with one_line_errors("python -m experiments.bench", "lower --batch"):
         bench, _ = BENCHES[args.command]
         found = {"machine": machine(args.device), **bench(args)}
         show({"batch": args.batch, **found})

@@ -6,7 +6,6 @@ The benchmark measures how fast the labels of the real data set would be read. T
 show their words, so that nothing can be learned from them.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from training.options import Parser
 
 FULL, WEAK = 30_000, 400_000  # training pictures with all texts in their places, and with one text
 DISTINCT = 16  # pictures; the others are links to these
@@ -30,7 +31,9 @@ def fake_lsvt(root: Path, full: int, weak: int) -> None:
     Raises: ValueError if there are too few pictures, or the folder is not empty, or its disk full.
     """
     if min(full, weak) < 2:
-        raise ValueError(f"expected 2 or more pictures of each kind, got {full} and {weak}")
+        raise ValueError(
+            f"--full, --weak: expected at least 2 pictures each, got {full} and {weak}"
+        )
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):
         raise ValueError(f"{root}: expected a new or empty folder, got one with files in it")
@@ -77,11 +80,11 @@ def draw_texts(rng: np.random.Generator, placed: bool) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.fake_lsvt",
         description="Write a stand-in for LSVT: its label files, and links to a few pictures.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
     help_full = f"pictures with all texts in their places (default: {FULL}, as published)"
     help_weak = f"pictures with one text, without its place (default: {WEAK}, as published)"
     parser.add_argument("--full", type=int, default=FULL, help=help_full)
@@ -90,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         fake_lsvt(args.folder, args.full, args.weak)
     except (ValueError, OSError) as error:
-        sys.exit(f"fake_lsvt: error: {error}")
+        sys.exit(f"python -m experiments.fake_lsvt: error: {error}")
     print(f"{args.folder}: {args.full + args.weak:,} pictures in LSVT's layout")
 
 

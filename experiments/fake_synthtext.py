@@ -5,7 +5,6 @@
 The benchmark measures how fast the real data set would be read; the tests read a small one.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from scipy.io import savemat
 from tqdm import tqdm
 
 from data_stub import Scene, render
+from training.options import Parser
 
 PUBLISHED = 858_750  # pictures
 
@@ -75,7 +75,7 @@ def fake_synthtext(root: Path, images: int) -> None:
     Raises: ValueError if the folder is not empty or the disk too full.
     """
     if images < 2:
-        raise ValueError(f"--images: expected 2 or more, got {images}")
+        raise ValueError(f"--images: expected at least 2, got {images}")
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):
         raise ValueError(f"{root}: expected a new or empty folder, got one with files in it")
@@ -90,11 +90,11 @@ def fake_synthtext(root: Path, images: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.fake_synthtext",
         description="Write a stand-in for SynthText: gt.mat, and links to a few rendered pictures.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
     parser.add_argument(
         "--images",
         type=int,
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         fake_synthtext(args.folder, args.images)
     except (ValueError, OSError) as error:
-        sys.exit(f"fake_synthtext: error: {error}")
+        sys.exit(f"python -m experiments.fake_synthtext: error: {error}")
     print(f"{args.folder}: {args.images:,} pictures in SynthText's layout")
 
 

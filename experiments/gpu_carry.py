@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("icdar2015", type=Path, metavar="PATH", help="the folder of ICDAR 2015")
-    add("--out", type=Path, default=Path("carry"), help="where to put it (default: carry)")
-    size = "of the photographs together, MiB (default: 45)"
+    add("--out", type=Path, default=Path("carry"), help="folder to write to (default: carry)")
+    size = "largest size of all photographs together, in MiB (default: 45)"
     add("--megabytes", type=number(float, 0, exclusive=True), default=45.0, help=size)
     add("--python", default="3.12", help="version of the other machine's Python (default: 3.12)")
     args = parser.parse_args(argv)

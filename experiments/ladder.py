@@ -206,10 +206,12 @@ def run(args: argparse.Namespace) -> None:
     if weights and weights.is_dir():
         weights = weights / "backbone.safetensors"
     if weights and not weights.is_file():
-        raise ValueError(f"--init: expected a backbone or the folder of a run, got {args.init}")
+        raise ValueError(
+            f"--init: expected a backbone or the folder of a finished run, got no {weights}"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.dry_run:
-        print(f"{units_left(arms, FOLDER)} times the seconds of a run with {BASE:,} crops are left")
+        print(f"left to run: as much as {units_left(arms, FOLDER)} runs with {BASE:,} crops each")
         return
     while job := next_job(arms, FOLDER):
         print(job.name, flush=True)
@@ -296,12 +298,16 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("run", help="train and score what is not done yet")
-    command.add_argument("photographs", type=Path, help="the folder of ICDAR 2015")
+    text = "train and score what is not done yet"
+    command = commands.add_parser("run", help=text, description=text)
+    command.add_argument("photographs", metavar="PATH", type=Path, help="the folder of ICDAR 2015")
     init = "backbone of the pre-trained arm: a file, or the folder of a run (default: no such arm)"
     command.add_argument("--init", type=some_path, metavar="PATH", help=init)
-    command.add_argument("--dry-run", action="store_true", help="only say how much is left")
-    commands.add_parser("report", help="print the table and draw the plot")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"
+    )
+    text = "print the table and draw the plot"
+    commands.add_parser("report", help=text, description=text)
     return parser
 
 

@@ -153,9 +153,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("models", metavar="MODEL", nargs="+", help="a run's folder or a model's file")
-    pictures = "held-out rendered pictures (default: %(default)s)"
+    pictures = "number of held-out rendered pictures (default: %(default)s)"
     add("--pictures", type=number(int, 2), default=PICTURES, help=pictures)
-    add("--save", action="store_true", help="add the numbers to experiments/results.json")
+    kept = "write the numbers to experiments/results.json, in place of earlier ones (default: off)"
+    add("--save", action="store_true", help=kept)
     return parser
 
 

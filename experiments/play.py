@@ -274,7 +274,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     model = "a run's folder or a model's file (default: the weights that come with the repository)"
     add("model", metavar="MODEL", nargs="?", help=model)
-    port = "of the page's address (default: %(default)s)"
+    port = "port of the page's address (default: %(default)s)"
     add("--port", type=number(int, 1, 65536), default=7860, help=port)
     return parser
 

@@ -25,13 +25,19 @@ def read_curve(run: Path) -> list[tuple[float, int, float]]:
     path = run / "log.jsonl"
     if not path.is_file():
         raise ValueError(f"{run}: expected the folder of a run, got no log.jsonl in it")
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     curve = [(0.0, 0, 0.0)]
-    for row in rows:
-        if row["kind"] == "evaluation":
-            seconds, samples, _ = curve[-1]
-            seconds += (row["samples"] - samples) / row["img_s"]
-            curve.append((seconds, row["samples"], row["gain"]))
+    for at, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+            if row["kind"] == "evaluation":
+                seconds, samples, _ = curve[-1]
+                seconds += (row["samples"] - samples) / row["img_s"]
+                curve.append((seconds, row["samples"], row["gain"]))
+        except (ValueError, KeyError, TypeError):
+            where = f"{path}:{at}"
+            raise ValueError(
+                f"{where}: expected a line of a run's log, got {line[:80]!r}"
+            ) from None
     return curve
 
 
@@ -72,7 +78,7 @@ def describe(runs: list[Path], gain: float) -> str:
     total = spread([curve[-1][0] for curve in curves], 0)
     return (
         f"{len(runs)} runs: gain {gain} after {seconds} s and {pictures} pictures; "
-        f"in the end {last} after {total} s"
+        f"in the end a gain of {last} after {total} s"
     )
 
 
@@ -85,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    gain = "accuracy with the right image less that with another one, 0..1 (default: 0.5)"
+    gain = "accuracy with the correct image minus that with another one, 0..1 (default: 0.5)"
     parser.add_argument("--gain", type=number(float, 0, 1), default=0.5, help=gain)
     return parser
 

@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[str, str], Source]] = {
     "lsvt": LSVT,
     "jsonl": JsonLines,
 }
-SPECS = ", ".join(["synth", *(f"{kind}:PATH" for kind in READERS)]) + " or several, joined by +"
+SPECS = f"synth, or one or more of {', '.join(f'{kind}:PATH' for kind in READERS)} joined by +"
 JOINT = re.compile(rf"\+(?=(?:{'|'.join(READERS)}):)")  # a path may have a + of its own
 
 

@@ -26,11 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = sheet_parser.add_argument
     add("source", metavar="SOURCE", help=SPECS)
     add("out", metavar="OUT.png", type=Path, help="picture to write, PNG or JPEG")
-    add("--split", choices=SPLITS, default="train", help="which split (default: train)")
-    add("--count", type=int, default=24, help="how many pictures (default: 24)")
-    add("--size", type=int, help="side of rendered pictures in pixels (default: 256; digits: 64)")
+    add(
+        "--split", choices=SPLITS, default="train", help="half of the data to show (default: train)"
+    )
+    add("--count", type=int, default=24, help="pictures to show, at most (default: 24)")
+    add("--size", type=int, help="side of rendered pictures, pixels (default: 256; digits: 64)")
     add("--seed", type=int, default=0, help="seed of rendered pictures (default: 0)")
-    add("--digits", action="store_true", help="render the digits that the demo trains on")
+    add("--digits", action="store_true", help="render what the demo trains on (default: off)")
     return parser.parse_args(argv)
 
 
@@ -53,15 +55,18 @@ def draw_sheet(args: argparse.Namespace) -> None:
         ("--seed", args.seed, 0),
     ):
         if value < smallest:
-            raise ValueError(f"{name}: expected {smallest} or more, got {value}")
+            raise ValueError(f"{name}: expected at least {smallest}, got {value}")
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"OUT: expected a name that ends in .png or .jpg, got {str(args.out)!r}")
+        raise ValueError(
+            f"OUT.png: expected a name that ends in .png or .jpg, got {str(args.out)!r}"
+        )
     scene = DIGITS if args.digits else Scene()
     source = open_source(args.source, args.split, size, args.count, args.seed, scene)
     sheet = contact_sheet(source, args.count, tile=256 if args.source == "synth" else 384)
     sheet.save(args.out)
     count = min(args.count, len(source))
-    print(f"{args.out}: {count:,} of {len(source):,} {args.split} pictures of {args.source}")
+    split = {"train": "training", "heldout": "held-out"}[args.split]
+    print(f"wrote {args.out}: {count:,} of {len(source):,} {split} pictures of {args.source}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             draw_sheet(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"readers: error: {error}")
+        message = str(error)
+        if isinstance(error, OSError) and error.filename:  # the system's own message
+            message = f"{error.filename}: {error.strerror}"
+        sys.exit(f"python -m readers: error: {message}")
 
 
 if __name__ == "__main__":

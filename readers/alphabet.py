@@ -49,5 +49,5 @@ def read_alphabet(spec: str, *sources: Source) -> str:
     chars = [char for char in chars if char.isprintable() and char != " "]
     if not chars:
         name = sources[0].root if spec == "data" else spec
-        raise ValueError(f"alphabet: {name} has no printable character")
+        raise ValueError(f"alphabet: expected printable characters in {name}, got none")
     return "".join(chars[:MAX_ALPHABET] if spec == "data" else chars)

@@ -35,8 +35,8 @@ class CTW1500(Folder):
     """
 
     LAYOUT = (
-        "ROOT/train_images/0001.jpg with ROOT/ctw1500_train_labels/0001.xml and so on, and "
-        "ROOT/test_images/1001.jpg with ROOT/gt_ctw1500/0001001.txt and so on"
+        "PATH/train_images/0001.jpg with PATH/ctw1500_train_labels/0001.xml and so on, and "
+        "PATH/test_images/1001.jpg with PATH/gt_ctw1500/0001001.txt and so on"
     )
 
     def list_items(self) -> list[Annotation]:
@@ -66,7 +66,7 @@ class CTW1500(Folder):
         both = sorted(pictures.keys() & texts.keys())
         if not both:
             raise ValueError(
-                f"{self.root / images}: has no picture with a label; expected {self.LAYOUT}"
+                f"{self.root / images}: expected pictures with labels as in {self.LAYOUT}, got none"
             )
         read = self.read_lines if heldout else self.read_xml
         return [self.make_item(pictures[n], read(texts[n]), texts[n], heldout) for n in both]

@@ -69,7 +69,7 @@ class Folder(Source):
             reasons = Counter(why for _, why, _ in self.omitted)
             also = "".join(f"; {why}: {count:,}" for why, count in reasons.items())
             raise ValueError(
-                f"{root}: expected 2 or more annotated pictures, got {len(items)}{also}"
+                f"{root}: expected at least 2 annotated pictures, got {len(items)}{also}"
             )
         held = [self.is_heldout(k, item) for k, item in enumerate(items)]
         held[-1] |= not any(held)

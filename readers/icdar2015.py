@@ -31,8 +31,8 @@ class ICDAR2015(Folder):
     """
 
     LAYOUT = (
-        "ROOT/ch4_training_images/img_1.jpg and "
-        "ROOT/ch4_training_localization_transcription_gt/gt_img_1.txt, and so on"
+        "PATH/ch4_training_images/img_1.jpg and "
+        "PATH/ch4_training_localization_transcription_gt/gt_img_1.txt, and so on"
     )
 
     def list_items(self) -> list[Annotation]:

@@ -64,9 +64,13 @@ def open_index(annotation: Path, key: list[Any], build: Callable[[], Content]) -
         except (OSError, ValueError) as error:
             failures.append(str(error))
         else:
-            print(f"{path}: index written, once, in {time.perf_counter() - start:.0f} s")
+            print(
+                f"wrote the index {path} in {time.perf_counter() - start:.0f} s; later runs use it"
+            )
             return index
-    raise ValueError(f"{annotation}: its index can be written nowhere: {'; '.join(failures)}")
+    raise ValueError(
+        f"{annotation}: expected a place to write its index, got none: {'; '.join(failures)}"
+    )
 
 
 def index_places(annotation: Path) -> list[Path]:

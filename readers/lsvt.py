@@ -54,9 +54,9 @@ class LSVT(Folder):
     """
 
     LAYOUT = (
-        "ROOT/train_full_labels.json beside ROOT/train_full_images_0/gt_0.jpg and so on, "
-        "ROOT/train_weak_labels.json beside ROOT/train_weak_images_0/gt_0.jpg and so on, or "
-        "ROOT/train_labels.json beside ROOT/train_images/gt_0.jpg and so on"
+        "PATH/train_full_labels.json beside PATH/train_full_images_0/gt_0.jpg and so on, "
+        "PATH/train_weak_labels.json beside PATH/train_weak_images_0/gt_0.jpg and so on, or "
+        "PATH/train_labels.json beside PATH/train_images/gt_0.jpg and so on"
     )
     ENTRY = '{"gt_0": [{"transcription": text, "points": [[x, y], ...], "illegibility": bool}]}'
 
@@ -107,7 +107,7 @@ class LSVT(Folder):
         if self.root.is_dir():
             labels = sorted(self.root.glob("train*_labels.json"))
         if not labels:
-            raise ValueError(f"{self.root}: has no label file; expected {self.LAYOUT}")
+            raise ValueError(f"{self.root}: expected {self.LAYOUT}, got no label file")
         return labels
 
     def list_folders(self, label: Path) -> list[Path]:

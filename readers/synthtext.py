@@ -29,8 +29,8 @@ from readers.pictures import open_picture, place_polygons
 from readers.polygons import bounding_quads, split_visible
 
 LAYOUT = (
-    "ROOT/gt.mat with imnames, txt and wordBB, and its pictures as "
-    "ROOT/8/ballet_106_0.jpg or ROOT/all_images/8/ballet_106_0.jpg"
+    "PATH/gt.mat with imnames, txt and wordBB, and its pictures as "
+    "PATH/8/ballet_106_0.jpg or PATH/all_images/8/ballet_106_0.jpg"
 )
 MISMATCHES = "pictures with another number of quads than words"
 TWICE = "pictures that gt.mat lists once more"
@@ -67,7 +67,7 @@ def require_whole(gt: Path) -> None:
             file.seek(end + 4)
             end += 8 + struct.unpack(order, file.read(4).ljust(4))[0]
     if not order or end != size:
-        raise ValueError("it is cut off, damaged, or no MATLAB file of version 5")
+        raise ValueError("it is cut off, damaged, or not a MATLAB file of version 5")
 
 
 def read_annotation(gt: Path) -> Content:
@@ -145,8 +145,8 @@ class SynthText(Source):
                 break
         else:
             raise FileNotFoundError(
-                f"{self.root / first[0]}: not found, nor any of the first {len(first)} pictures; "
-                f"expected {LAYOUT}"
+                f"{self.root}: expected {LAYOUT}, got none of the first {len(first)} pictures, "
+                f"such as {first[0]}"
             )
 
     def __reduce__(self) -> tuple[type[SynthText], tuple[Path, str]]:

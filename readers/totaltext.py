@@ -38,8 +38,8 @@ class TotalText(Folder):
     """
 
     LAYOUT = (
-        "ROOT/Images/Train/img11.jpg, ROOT/Images/Test/img1.jpg, and for each picture "
-        "ROOT/txt_format/Train/poly_gt_img11.txt and so on"
+        "PATH/Images/Train/img11.jpg, PATH/Images/Test/img1.jpg, and for each picture "
+        "PATH/txt_format/Train/poly_gt_img11.txt and so on"
     )
     MARKERS = ("#", "###")
     ENTRY = "lines of x: [[..]], y: [[..]], ornt: [u'c'], transcriptions: [u'..']"
@@ -75,7 +75,9 @@ class TotalText(Folder):
                 texts[name], NO_PICTURE if name.endswith(".txt") else OTHER_NAMES, heldout
             )
         if not items:
-            raise ValueError(f"{images}: has no picture with a label; expected {self.LAYOUT}")
+            raise ValueError(
+                f"{images}: expected pictures with labels as in {self.LAYOUT}, got none"
+            )
         bad = [where for where, why, out in self.omitted if why == BAD_LINES and out == heldout]
         if bad and not any(len(item.words) + len(item.ignored) for item in items.values()):
             raise ValueError(f"{bad[0]}: expected {self.ENTRY}, got no such line in any label")

@@ -66,7 +66,7 @@ class TestData:
 
     def test_a_mistake_is_one_line(self, monkeypatch, capsys):
         monkeypatch.setattr(bench, "in_subprocess", lambda function, *args: function(*args))
-        with pytest.raises(SystemExit, match=r"bench: error: nowhere: not found"):
+        with pytest.raises(SystemExit, match=r"bench: error: nowhere: expected .*got no such file"):
             bench.main(["data", "--data", "jsonl:nowhere"])
         with pytest.raises(SystemExit):
             bench.main(["data", "--pictures", "4", "--batch", "4"])

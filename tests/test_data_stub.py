@@ -179,7 +179,7 @@ class TestRender:
         assert splits == {"train"}
         ds.Rendered(64, 4, 0, "train", scene)
         with pytest.raises(
-            ValueError, match="expected characters that make heldout words, got 'a'"
+            ValueError, match="expected enough characters for words of the split 'heldout', got 'a'"
         ):
             ds.Rendered(64, 4, 0, "heldout", scene)
 
@@ -265,7 +265,7 @@ class TestFonts:
         assert ds.font_files()[-1] == good and len(ds.font_files()) == 9
         said = capsys.readouterr().err
         for name in ("._good.ttf", "link.ttf", "cut.otf", "folder.ttf"):
-            assert f"{own_fonts / name}: skipped, because it is no readable font" in said
+            assert f"warning: {own_fonts / name} is skipped, as it is no readable font" in said
         assert ds.render(0, 0, 64).words
 
     def test_a_folder_of_fonts_that_is_missing_is_named(self, own_fonts, monkeypatch):

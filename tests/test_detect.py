@@ -497,12 +497,12 @@ class TestMistakes:
         message = self.fails(capsys, "predict", "runs/d", tmp_path)
         assert message == f"{tmp_path}: expected pictures such as .jpg or .png, got none in it"
         message = self.fails(capsys, "eval", "runs/d", "--data", f"icdar2015:{tmp_path}")
-        assert "ch4_training_images: not found" in message
+        assert "ch4_training_images: expected " in message and "got no such" in message
         for folder in ("Train", "Test"):
             (tmp_path / "Images" / folder).mkdir(parents=True)
             (tmp_path / "txt_format" / folder).mkdir(parents=True)
         message = self.fails(capsys, "eval", "runs/d", "--data", f"totaltext:{tmp_path}")
-        assert message.startswith(f"{tmp_path}/Images/Train: has no picture")
+        assert message.startswith(f"{tmp_path}/Images/Train: expected pictures with labels")
 
     def test_pictures_that_are_cut_off(self, tmp_path, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
@@ -522,10 +522,13 @@ class TestMistakes:
         ("options", "message"),
         [
             (["--crop", "48"], "--crop: expected a multiple of 32, got 48"),
-            (["--samples", "4", "--batch", "8"], "--samples: expected at least --batch 8, got 4"),
+            (
+                ["--samples", "4", "--batch", "8"],
+                "--samples: expected at least one batch of 8, got 4",
+            ),
             (["--smallest", "1.5"], "expected a number above 0 and below 1, got '1.5'"),
-            (["--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
-            (["--width", "0"], "argument --width: expected a whole number of at least 1, got '0'"),
+            (["--lr", "nan"], "--lr: expected a number above 0, got 'nan'"),
+            (["--width", "0"], "--width: expected a whole number of at least 1, got '0'"),
             (["--name", "../x"], "--name: expected the name of a folder in runs/, got '../x'"),
             (["--sample", "9"], "unrecognized arguments: --sample 9"),
             (["--backbone", "vgg"], "invalid choice: 'vgg'"),
@@ -534,7 +537,7 @@ class TestMistakes:
                 ["--head", "db", "--smallest", "0.7"],
                 "--smallest: expected 0.4 with --head db, got 0.7",
             ),
-            (["--init", ""], "argument --init: expected a path, got ''"),
+            (["--init", ""], "--init: expected a path, got ''"),
         ],
     )
     def test_numbers_and_names(self, options, message, tmp_path, monkeypatch, capsys):

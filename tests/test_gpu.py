@@ -121,7 +121,7 @@ def test_the_command_needs_a_gpu_or_a_rehearsal(tmp_path, capsys):
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             command.parse_args(["all"])
-        assert "expected a GPU, or --rehearse" in capsys.readouterr().err
+        assert "GPU: expected one, got none; --rehearse" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.parse_args(["all", "--rehearse", "--icdar2015", str(tmp_path / "nowhere")])
     assert "--icdar2015: expected a folder" in capsys.readouterr().err

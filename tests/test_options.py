@@ -53,8 +53,7 @@ class TestParser:
         error = capsys.readouterr().err
         assert stop.value.code == 2
         assert error == (
-            "tool: error: argument --size: expected a whole number of at least 1, got 'x'; "
-            "see --help\n"
+            "tool: error: --size: expected a whole number of at least 1, got 'x'; see --help\n"
         )
 
     def test_only_the_first_of_several_processes_prints_it(self, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def test_several_runs_give_a_mean_and_a_spread(tmp_path, capsys):
     record.main([str(run) for run in runs])
     assert capsys.readouterr().out == (
         "2 runs: gain 0.5 after 2 ± 0 s and 125 ± 35 pictures; "
-        "in the end 0.625 ± 0.177 after 2 ± 1 s\n"
+        "in the end a gain of 0.625 ± 0.177 after 2 ± 1 s\n"
     )
 
 

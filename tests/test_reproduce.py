@@ -562,7 +562,7 @@ class TestCommand:
             command, cwd=reproduce.ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("python -m experiments.reproduce: error: argument --scale: ")
+        assert done.stderr.startswith("python -m experiments.reproduce: error: --scale: ")
 
     def test_a_run_that_no_table_has_is_one_line(self):
         message = "error: --only: expected a part of a run's name .*, got 'nothing'"

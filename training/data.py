@@ -54,7 +54,7 @@ def describe(data: data_stub.Pretraining) -> str:
     """How many pictures there are, and what was left out."""
     notes = "; ".join(f"{count:,} {what}" for what, count in data.notes.items())
     pictures = f"{len(data.indices):,} pictures of {data.source.root}"
-    return f"{pictures}; left out or cut: {notes or 'nothing'}"
+    return f"{pictures}; notes on its annotation: {notes or 'none'}"
 
 
 class SkipUnreadable(Dataset[Any]):
@@ -137,12 +137,13 @@ def training_batches(
         reason = loaded.skipped[-1] if loaded.skipped else ""
         if len(loaded.images) < size:
             raise ValueError(
-                f"{data.source.root}: {MAX_ATTEMPTS} pictures in a row cannot be read; {reason}"
+                f"{data.source.root}: expected a readable picture among {MAX_ATTEMPTS} in a row, "
+                f"got none; the last: {reason}"
             )
         if num_unreadable > max(10, MAX_UNREADABLE * count * size):
             raise ValueError(
                 f"{data.source.root}: expected at most {MAX_UNREADABLE:.0%} of the pictures to be "
-                f"unreadable, got {num_unreadable} of {count * size}; {reason}"
+                f"unreadable, got {num_unreadable} of {count * size}; the last: {reason}"
             )
         yield loaded
 

@@ -105,7 +105,7 @@ def first_pictures(heldout: data_stub.Pretraining, count: int) -> list[tuple[Ten
     items = (heldout[k] for k in range(min(4 * count, len(heldout.indices))))
     chosen = list(islice((item[:2] for item in items if not isinstance(item, str)), count))
     if not chosen:
-        raise ValueError("no held-out picture can be read")
+        raise ValueError("held-out images: expected a readable one among the first, got none")
     return chosen
 
 

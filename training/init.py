@@ -28,12 +28,15 @@ def load_init(model: vlpt.VLPT, init: str) -> str:
         if config.backbone not in vlpt.TORCHVISION_BACKBONES:
             expected = ", ".join(vlpt.TORCHVISION_BACKBONES)
             raise ValueError(
-                f"--init torchvision: expected --backbone {expected}, got {config.backbone}"
+                f"--init torchvision: expected --backbone to be one of {expected}, "
+                f"got {config.backbone}"
             )
         try:
             resnet = torchvision.models.get_model(config.backbone, weights="DEFAULT")
         except (OSError, RuntimeError) as error:  # no network, or a download that was cut short
-            raise ValueError(f"--init torchvision: cannot fetch its weights: {error}") from None
+            raise ValueError(
+                f"--init torchvision: expected to download weights, got {error}"
+            ) from None
         source = {k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")}
     elif load_whole_model(model, Path(init)):
         return "the whole model"
@@ -41,9 +44,10 @@ def load_init(model: vlpt.VLPT, init: str) -> str:
     pool = vlpt.read_tensors(source, "visual.attnpool.", "pool.")
     shapes = {key: value.shape for key, value in model.pool.state_dict().items()}
     if {key: getattr(value, "shape", None) for key, value in pool.items()} != shapes:
-        return "backbone only, because its pool has other sizes" if pool else "backbone only"
+        reason = "its pool has other sizes" if pool else "the file has no pool"
+        return f"the backbone only, because {reason}"
     model.pool.load_state_dict(pool)
-    return "backbone and pool"
+    return "the backbone and the pool"
 
 
 @torch.no_grad()

@@ -28,9 +28,13 @@ class NonFinite(FloatingPointError):
     """The loss of a step or its gradient is infinite or not a number."""
 
     def __init__(self, samples: int, terms: Mapping[str, float], pictures: str = "") -> None:
-        values = ", ".join(f"{key} {value:.4g}" for key, value in terms.items())
+        names = dict(
+            zip(TERMS, ("L_cls", "L_bc", "scale", "accuracy", "gradient norm"), strict=True)
+        )
+        values = ", ".join(f"{names[key]} {value:.4g}" for key, value in terms.items())
         super().__init__(
-            f"after {samples:,} pictures a loss or gradient is not finite: {values}{pictures}"
+            f"training: expected finite losses and gradients, got {values} after {samples:,} "
+            f"pictures{pictures}"
         )
         self.samples = samples
         self.terms = terms
@@ -115,9 +119,11 @@ class Log:
 
                 self.board = SummaryWriter(str(out / "tensorboard"), purge_step=samples + 1)
         print_rank0(HEADER)
-        print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   in nats, by blind guesses")
+        print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   nats, for blind guesses")
         if math.isfinite(entropy):
-            print_rank0(f"{'entropy':>10} {entropy:7.3f}   of the characters, guessed by frequency")
+            print_rank0(
+                f"{'entropy':>10} {entropy:7.3f}   nats, for guesses by the frequency of characters"
+            )
         self.start = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
@@ -168,7 +174,7 @@ class Log:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"kind": kind, **entry}) + "\n")
             except OSError as error:
-                raise OSError(f"cannot write {self.path}: {error.strerror}") from None
+                raise OSError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def step(self, samples: int, numbers: Tensor) -> None:
         """Take the numbers of a step, and log those of the step before, which have arrived.
@@ -269,4 +275,7 @@ def check_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
-        raise ValueError("--tensorboard: expected `pip install tensorboard`, got none") from None
+        raise ValueError(
+            "--tensorboard: expected the package tensorboard, got none; "
+            "run: pip install tensorboard"
+        ) from None

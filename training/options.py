@@ -13,7 +13,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2. Under torchrun only the first process prints the message."""
-        line = f"{self.prog}: error: {message}; see --help\n"
+        line = f"{self.prog}: error: {message.removeprefix('argument ')}; see --help\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
 
 

@@ -69,13 +69,15 @@ MEANING = {
     "gain": "the difference: what was read from the image",
     "i2t": "share of the images whose words are found",
     "t2i": "share of the words whose image is found",
+    "ceiling": "the best to expect of both shares, as some images have the same words",
+    "same_words": "share of the held-out images with the same words as another one of their batch",
     "pictures": "held-out images",
     "characters": "characters masked in them",
     "unreadable": "held-out images that cannot be read or are alone in their batch",
     "skipped": "training images that cannot be read",
     "img_s": "training images a second",
     "wait": "share of the training time spent waiting for data",
-    "seconds": "of the whole run",
+    "seconds": "duration of the run in seconds, parts before a --resume included",
 }
 PICTURES = {  # files of a run, each with a title and an alternative text
     "attention.png": ("Which letter looks where", "held-out images under their attention maps"),
@@ -481,5 +483,5 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", default="runs/compare.png", help="the plot (default: %(default)s)")
     args = parser.parse_args(argv)
     if Path(args.out).suffix not in (".png", ".svg", ".pdf"):
-        parser.error(f"--out: expected a name ending in .png, .svg or .pdf, got {args.out!r}")
+        parser.error(f"--out: expected a name that ends in .png, .svg or .pdf, got {args.out!r}")
     print(compare(args.runs, args.out))

@@ -56,7 +56,7 @@ def open_folder(args: argparse.Namespace) -> Path:
     if rank() == 0 and not args.resume:
         if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(
-                f"{out}: expected a new folder, got one that exists; "
+                f"{out}: expected a new or empty folder, got files there; "
                 "use --resume, --overwrite or another --name"
             )
         out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text("utf-8"))
         return {"args": dict(facts["args"]), "processes": int(facts["processes"])}
     except FileNotFoundError:
-        raise ValueError(f"{folder}: expected the folder of a run, got no run.json") from None
+        raise ValueError(f"{folder}: expected the folder of a run, got no run.json in it") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: expected what train_min.py writes, got a damaged file") from None
 
@@ -143,11 +143,12 @@ def resume_options(
     contradictions = []
     for key in sorted(given.keys() & earlier.keys() - set(MAY_CHANGE)):
         if given[key] != earlier[key]:
-            expected = "no such option" if earlier[key] is None else f"{earlier[key]!r}"
+            is_unused = earlier[key] is None or earlier[key] is False
+            expected = "it to be left out" if is_unused else repr(earlier[key])
             option = f"--{key.replace('_', '-')}"
-            contradictions.append(f"{option}: expected {expected} as before, got {given[key]!r}")
+            contradictions.append(f"{option}: expected {expected}, got {given[key]!r}")
     if contradictions:
-        raise ValueError("--resume: other options than before: " + "; ".join(contradictions))
+        raise ValueError("--resume: expected the options of the run; " + "; ".join(contradictions))
     return argparse.Namespace(**(vars(args) | earlier | given | {"name": args.name}))
 
 
@@ -230,7 +231,7 @@ def restore(
         if not same_config:
             raise ValueError(f"{path}: expected this run's model, got another one")
     except ValueError as error:
-        offer = "; the one before it: --resume previous"
+        offer = "; --resume previous starts from the checkpoint before it"
         has_other = which == "last" and other.exists()
         raise ValueError(f"{error}{offer if has_other else ''}") from None
     return checkpoint["step"], dict(checkpoint["log"])
@@ -266,7 +267,7 @@ def catch_signals() -> Iterator[list[int]]:
         if caught and is_alone:
             os._exit(128 + number)
         if not caught:
-            hint = "; once more to stop at once" if is_alone else ""
+            hint = "; press Ctrl-C again to stop at once" if is_alone else ""
             print(f"stopping after this step{hint}", file=sys.stderr)
         caught.append(number)
 
@@ -287,9 +288,20 @@ def warn_only(action: str) -> Iterator[None]:
         print_rank0(f"warning: could not {action}: {type(error).__name__}: {error}")
 
 
+def describe_error(error: Exception) -> str:
+    """An error's message. The system's own, of an OSError, is shown as FILE: REASON."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line and the right status for every error that a user can mend."""
+def one_line_errors(program: str, advice: str = "it needs more memory") -> Iterator[None]:
+    """End the program with one line and the right status for every error that a user can mend.
+
+    Args:
+        advice: what to do if the memory is full.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of pictures may be in any script
             stream.reconfigure(errors="backslashreplace")
@@ -297,22 +309,19 @@ def one_line_errors(program: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        advice = "use a smaller --batch, --accumulate K or --recompute"
         sys.exit(f"{program}: {place}error: the memory of the GPU is full; {advice}")
     except (FloatingPointError, ValueError, OSError, ImportError) as error:
-        sys.exit(f"{program}: {place}error: {error}")
+        sys.exit(f"{program}: {place}error: {describe_error(error)}")
     except RuntimeError as error:
         message = str(error).split("\n")[0].strip().rstrip(".")
         if message.startswith("DataLoader worker"):
-            advice = "--resume goes on from the last checkpoint"
-        elif "can't allocate memory" in message:  # what torch says on a CPU
-            advice = "use a smaller --batch, --accumulate K or --recompute"
-        else:
+            advice = "a run of train_min.py continues with --resume"
+        elif "can't allocate memory" not in message:  # what torch says on a CPU
             raise
         sys.exit(f"{program}: {place}error: {message}; {advice}")
     except Stopped as stop:
         print(f"{program}: {place}{stop}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        print(f"{program}: {place}stopped, not while training", file=sys.stderr)
+        print(f"{program}: {place}stopped", file=sys.stderr)
         sys.exit(130)

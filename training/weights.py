@@ -60,6 +60,6 @@ def load_model(source: str | Path | None = None) -> vlpt.VLPT:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path}: expected the model of its config, got another: {reason}"
+            f"{path}: expected weights that fit the config in the file, got others: {reason}"
         ) from None
     return model.eval()

@@ -382,88 +382,65 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add_command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    where = "where to run; auto: a GPU if there is one"
+    where = "where to run; auto: a GPU if there is one (default: auto)"
     positive = number(float, 0, exclusive=True)
     fraction = number(float, 0, 1, exclusive=True)
 
     command = add_command("train", "train a detector and leave it in runs/NAME/")
     add = command.add_argument
-    add("--data", default="synth", help=SPECS)
-    heads = "psenet, or db for differentiable binarization; eval and predict use the same"
-    add("--head", choices=tuple(HEADS), default="psenet", help=heads)
-    add(
-        "--backbone",
-        choices=tuple(BACKBONES),
-        default="tiny",
-        help="image backbone; tiny is that of the trainer's preset tiny",
+    add("--data", default="synth", metavar="SOURCE", help=f"{SPECS} (default: synth)")
+    head = "psenet, or db for differentiable binarization (default: psenet)"
+    add("--head", choices=tuple(HEADS), default="psenet", help=head)
+    backbone = "image backbone; tiny is that of the trainer's preset tiny (default: tiny)"
+    add("--backbone", choices=tuple(BACKBONES), default="tiny", help=backbone)
+    init = "weights of the backbone: runs/NAME of a pre-training, or an export (default: random)"
+    add("--init", type=some_path, metavar="PATH", help=init)
+    name = "the detector goes to runs/NAME and replaces a detector there (default: detect)"
+    add("--name", type=folder_name, default="detect", help=name)
+    samples = "crops to train on, repetitions included, in whole batches (default: 8000)"
+    add("--samples", type=number(int, 1), default=8000, metavar="N", help=samples)
+    batch = "crops in a step (default: 8)"
+    add("--batch", type=number(int, 1), default=8, metavar="N", help=batch)
+    add("--lr", type=positive, default=1e-3, help="largest learning rate (default: 1e-3)")
+    long = "length to which the longer side of a picture is scaled (default: 960)"
+    add("--long", type=number(int, 32), default=960, metavar="PIXELS", help=long)
+    crop = "height and width of training crops, a multiple of 32 (default: 256)"
+    add("--crop", type=number(int, 32), default=256, metavar="PIXELS", help=crop)
+    width = "channels of the feature pyramid; published: 256 (default: 64)"
+    add("--width", type=number(int, 1), default=64, metavar="N", help=width)
+    smallest = (
+        "shrinking rate of PSENet's smallest kernel, between 0 and 1; published for curved text: "
+        "0.7 (default: 0.4)"
     )
-    add(
-        "--init",
-        type=some_path,
-        metavar="PATH",
-        help="weights of the backbone: runs/NAME of a pre-training, or an exported file; "
-        "random without this option",
-    )
-    add(
-        "--name",
-        type=folder_name,
-        default="detect",
-        help="the detector goes to runs/NAME and replaces a detector there",
-    )
-    add("--samples", type=number(int, 1), default=8000, help="crops to train on, with repeats")
-    add("--batch", type=number(int, 1), default=8, help="crops a step")
-    add("--lr", type=positive, default=1e-3, help="the largest learning rate")
-    add("--long", type=number(int, 32), default=960, help="longer side of a picture, pixels")
-    add("--crop", type=number(int, 32), default=256, help="side of a crop, a multiple of 32 pixels")
-    add("--width", type=number(int, 1), default=64, help="channels of the pyramid; published: 256")
-    add(
-        "--smallest",
-        type=fraction,
-        default=0.4,
-        help="shrinking rate of PSENet's smallest kernel, 0..1; published for curved text: 0.7",
-    )
-    add(
-        "--curved",
-        action="store_true",
-        help="detect polygons instead of quadrilaterals (default: off)",
-    )
-    scores = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
-    add(
-        "--score",
-        type=fraction,
-        default=argparse.SUPPRESS,
-        help=f"smallest mean score of a detection, 0..1 (default: {scores})",
-    )
-    add(
-        "--subset",
-        type=number(int, 1),
-        metavar="N",
-        help="train on N pictures, the same ones for the same --seed (default: all)",
-    )
-    add("--seed", type=number(int, 0), default=0, help="decides weights, pictures and crops")
-    add("--workers", type=number(int, 0), default=1, help="processes that prepare crops, or 0")
-    cache = "memory for decoded pictures, GB; what does not fit is decoded for every crop"
+    add("--smallest", type=fraction, default=0.4, metavar="RATE", help=smallest)
+    curved = "detect polygons instead of quadrilaterals (default: off)"
+    add("--curved", action="store_true", help=curved)
+    usual = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
+    score = f"drop detections with a smaller mean score, between 0 and 1 (default: {usual})"
+    add("--score", type=fraction, default=argparse.SUPPRESS, help=score)
+    subset = "train on N pictures, the same ones for the same --seed (default: all)"
+    add("--subset", type=number(int, 1), metavar="N", help=subset)
+    seed = "seed of weights, pictures and crops (default: 0)"
+    add("--seed", type=number(int, 0), default=0, metavar="N", help=seed)
+    workers = "processes that prepare crops; 0: the training process does (default: 1)"
+    add("--workers", type=number(int, 0), default=1, metavar="N", help=workers)
+    cache = "memory for decoded pictures; the others are decoded for every crop (default: 0)"
     add("--cache", type=number(float, 0), default=0, metavar="GB", help=cache)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
 
     command = add_command("eval", "score a detector on held-out pictures")
     add = command.add_argument
-    add("run", type=Path, help="the folder that train left")
-    add("--data", default="synth", help=SPECS)
-    add("--count", type=number(int, 1), default=200, help="how many pictures of synth")
+    add("run", type=Path, metavar="RUN", help="the folder that train left, such as runs/detect")
+    add("--data", default="synth", metavar="SOURCE", help=f"{SPECS} (default: synth)")
+    count = "held-out pictures to render, for --data synth alone (default: 200)"
+    add("--count", type=number(int, 1), default=200, metavar="N", help=count)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
 
     command = add_command("predict", "find text in pictures")
     add = command.add_argument
-    add("run", type=Path, help="the folder that train left")
+    add("run", type=Path, metavar="RUN", help="the folder that train left, such as runs/detect")
     add("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
     return parser
@@ -474,7 +451,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.command == "train":
         if args.samples < args.batch:
-            parser.error(f"--samples: expected at least --batch {args.batch}, got {args.samples}")
+            parser.error(
+                f"--samples: expected at least one batch of {args.batch}, got {args.samples}"
+            )
         if args.crop % 32:
             parser.error(f"--crop: expected a multiple of 32, got {args.crop}")
         if "score" not in args:
@@ -498,6 +477,13 @@ def main(argv: list[str] | None = None) -> None:
         if "Original Traceback" in message:  # from a worker process; the last line says what it is
             message = message.splitlines()[-1].partition(": ")[2]
         sys.exit(f"{PROGRAM}: error: {message}")
+    except torch.OutOfMemoryError:
+        advice = "lower --batch, --crop or --width"
+        sys.exit(f"{PROGRAM}: error: the memory of the GPU is full; {advice}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.exit(f"{PROGRAM}: error: {str(error).splitlines()[0].rstrip('. ')}")
     except KeyboardInterrupt:
         sys.exit(f"{PROGRAM}: stopped")
 

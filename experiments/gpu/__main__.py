@@ -47,15 +47,16 @@ def make_parser() -> argparse.ArgumentParser:
         "parts",
         nargs="+",
         choices=(*PARTS, "all"),
-        help="the parts to run, in the order above; all: every part",
+        metavar="PART",
+        help="parts to run: check, bench, pretrain, detect, or all of them",
     )
-    minutes = "minutes that everything may take (default: 30)"
+    minutes = "time limit of all parts together, in minutes (default: 30)"
     add("--minutes", type=number(float, 0, exclusive=True), default=30.0, help=minutes)
     out = "folder of the results (default: runs/gpu)"
     add("--out", type=Path, default=Path("runs/gpu"), help=out)
-    icdar2015 = "the data set's folder; without it no detectors are trained"
+    icdar2015 = "the folder of ICDAR 2015 (default: none, and no detectors are trained)"
     add("--icdar2015", type=Path, metavar="PATH", help=icdar2015)
-    add("--rehearse", action="store_true", help="run everything on the CPU, with tiny sizes")
+    add("--rehearse", action="store_true", help="run on the CPU with tiny sizes (default: off)")
     return parser
 
 
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = parser.parse_args(argv)
     if not args.rehearse and not torch.cuda.is_available():
-        parser.error("expected a GPU, or --rehearse, but torch finds no GPU")
+        parser.error("GPU: expected one, got none; --rehearse takes the same steps on the CPU")
     if args.icdar2015 and not args.icdar2015.is_dir():
         parser.error(f"--icdar2015: expected a folder, got {args.icdar2015}")
     return args

@@ -96,8 +96,10 @@ TABLES = {
 def main(argv: list[str] | None = None) -> None:
     description = "Print the tables of docs/gpu.md and docs/speed.md from a programme's results."
     parser = Parser("python -m experiments.gpu.tables", description=description)
-    results_file = "results.jsonl of a programme (default: that of the run on an H200)"
-    parser.add_argument("file", type=Path, nargs="?", default=MEASURED, help=results_file)
+    results_file = "results.jsonl of a GPU programme (default: experiments/gpu/h200.jsonl)"
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, nargs="?", default=MEASURED, help=results_file
+    )
     path = parser.parse_args(argv).file
     with one_line_errors("python -m experiments.gpu.tables"):
         results = read_results(path)
