@@ -29,7 +29,7 @@ from readers import ICDAR2015, JsonLines, SynthText, open_source, read_alphabet,
 from readers import alphabet as alphabets
 from readers.__main__ import main
 from readers.alphabet import count_learnable
-from readers.augment import augment, colour_change
+from readers.augment import augment, colour_change, turn_pixels
 from readers.check import OUTSIDE, check
 from readers.detection import DetectionSample, FromSource, open_detection
 from readers.folder import MARKED
@@ -606,6 +606,22 @@ class TestTrainingOnFiles:
         ):
             want = adjust(want, factor)
         torch.testing.assert_close(changed.view_as(colours), want, rtol=0, atol=1e-3)
+
+    @pytest.mark.parametrize("size", [33, 64])
+    @pytest.mark.parametrize("angle", [-5.0, 0.3, 5.0, 90.0])
+    def test_a_picture_turns_as_torchvision_turns_it(self, size, angle):
+        square = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0)) - 0.4
+        want = T.rotate(square, angle, T.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(turn_pixels(square, angle), want, rtol=0, atol=1e-4)
+
+    def test_a_picture_whose_colours_keep_their_values_stays_the_same(self):
+        class Unchanged(np.random.Generator):
+            def uniform(self, *_: object) -> np.ndarray:
+                return np.ones(3)
+
+        pixels = torch.arange(3 * 16 * 16).mul(7).remainder(256).to(torch.uint8).view(3, 16, 16)
+        varied, _ = augment(pixels, None, 16, Unchanged(np.random.PCG64(0)))
+        assert torch.equal(varied, pixels)
 
     def test_without_quads_only_colours_vary(self):
         pixels = torch.tensor([40, 200], dtype=torch.uint8).repeat_interleave(32)
