@@ -450,6 +450,28 @@ def test_readme_s_digits_are_those_of_the_three_seeds():
         assert f"{mean(values):.1f} ± {stdev(values):.1f} % {words}" in README
 
 
+def test_the_comparison_of_the_heads_is_that_of_their_runs():
+    runs = json.loads((ROOT / "experiments/heads.json").read_text("utf-8"))["runs"]
+    lines = ["| crops | PSENet | DB |", "|---|---|---|"]
+    for crops in (1200, 2400, 4800):
+        cells = []
+        for head in ("psenet", "db"):
+            found = [r["f"] for r in runs if (r["head"], r["crops"]) == (head, crops)]
+            assert len(found) == 3
+            cells.append(f"{100 * mean(found):.1f} ± {100 * stdev(found):.1f}")
+        lines.append(f"| {crops:,} | {' | '.join(cells)} |")
+    assert between(PAGES["docs/detectors.md"], "heads") == "\n".join(lines)
+
+
+def test_the_distances_of_attention_are_those_of_their_measurement():
+    found = json.loads((ROOT / "experiments/results.json").read_text("utf-8"))["localisation"]
+    keys = ("own", "siblings", "other map", "uniform", "nearest", "chance")
+    lines = [f"| text encoder | {' | '.join(keys)} |", "|" + "---|" * 7]
+    for encoder, (only,) in found.items():
+        lines.append(f"| {encoder} | {' | '.join(f'{only[key]:.3f}' for key in keys)} |")
+    assert between(PAGES["docs/reading.md"], "localisation") == "\n".join(lines)
+
+
 def test_the_demo_s_result_is_a_whole_line():
     line = between(README, "demo")
     assert line.startswith("RESULT data=synth preset=tiny ") and "\n" not in line
