@@ -222,7 +222,9 @@ output_swapped = model(images.roll(1, dims=0), masked_ids)  # each with the prev
 is_read = ((output.logits.argmax(-1) == targets) & is_masked).any(dim=(1, 2))  # (B,)
 is_guessed = ((output_swapped.logits.argmax(-1) == targets) & is_masked).any(dim=(1, 2))
 has_four_digits = batch.ids[:, 3, 0] != vlpt.PAD
-k = int((is_read & ~is_guessed & has_four_digits).int().argmax())
+is_telling = is_read & ~is_guessed & has_four_digits
+assert not is_trained or is_telling.any()
+k = int(is_telling.int().argmax())  # the first
 (word, *_), (masked_word, *_) = alphabet.decode(batch.ids[k]), alphabet.decode(masked_ids[k])
 print(f"picture {k} shows {word}, and the text encoder is given {masked_word}")
 

@@ -65,7 +65,7 @@ def run_row(start: str, folder: Path) -> tuple[Any, str]:
     path = exported(folder, name, "native" if layout == "any" else layout)
     detection = torchvision.models.detection
     names = vars(detection) | vars(detection.backbone_utils) | {"torchvision": torchvision}
-    names |= {"torch": torch, "CLONE": str(ROOT), "FILE": str(path)}
+    names |= {"torch": torch, "vlpt": vlpt, "CLONE": str(ROOT), "FILE": str(path)}
     if start.startswith(("timm", "smp")):
         module = "timm" if start.startswith("timm") else "segmentation_models_pytorch"
         names[start.split(".")[0]] = pytest.importorskip(module)
@@ -214,12 +214,14 @@ class TestOtherProjectsDetectors:
         assert len(want) == 318
         assert {name: tuple(tensor.shape) for name, tensor in state.items()} == want
 
-    def test_fcenet_s_configurations_name_the_file(self):
+    def test_configurations_of_mmocr_name_the_file_and_fcenet_s_its_stages(self):
         lines = re.findall(r"`(dict\(.*\))` \|", DETECTORS)
-        both = [eval(line, {"FILE": "b.pt"}) for line in lines]
-        assert [backbone["type"] for backbone in both] == ["CLIPResNet", "mmdet.ResNet"]
-        for backbone in both:
-            assert backbone["out_indices"] == (1, 2, 3)
+        backbones = [eval(line, {"FILE": "b.pt"}) for line in lines]
+        types = ["mmdet.ResNet", "CLIPResNet", "mmdet.ResNet"]
+        assert [backbone["type"] for backbone in backbones] == types
+        stages = [backbone.get("out_indices") for backbone in backbones]
+        assert stages == [None, (1, 2, 3), (1, 2, 3)]
+        for backbone in backbones:
             assert backbone["init_cfg"] == {"type": "Pretrained", "checkpoint": "b.pt"}
 
     def test_the_lines_for_textbpn_give_each_tensor_its_name(self, state):
