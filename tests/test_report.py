@@ -244,7 +244,9 @@ class TestAttention:
     def test_no_picture_is_said(self, tmp_path):
         model, heldout = photographs(tmp_path, ["ab"])
         (tmp_path / "0.png").unlink()
-        with pytest.raises(ValueError, match="no held-out picture can be read"):
+        with pytest.raises(
+            ValueError, match="held-out images: expected a readable one among the first, got none"
+        ):
             gallery.attention_figure(model, heldout)
 
     def test_tensorboard_takes_the_figure(self, digits, tmp_path):
@@ -507,7 +509,7 @@ class TestCompare:
         with pytest.raises(SystemExit):
             report.main([*folders, "--out", "runs"])
         assert (
-            "--out: expected a name ending in .png, .svg or .pdf, got 'runs'"
+            "--out: expected a name that ends in .png, .svg or .pdf, got 'runs'"
             in capsys.readouterr().err
         )
         report.main([*folders, "--out", "here.svg"])
