@@ -136,6 +136,7 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
         "workers_mb": workers,
         "added_mb": parent + sum(workers) - before,
         "pickle_mb": len(pickle.dumps(halves[0])) / 1e6,
+        "images_s": seen / seconds,
         "images_s_worker": seen / seconds / max(1, args.workers),
     }
 
@@ -163,7 +164,9 @@ def bench_data(args: argparse.Namespace) -> dict[str, float]:
     found = dict(indexed)
     fast = in_subprocess(feed, args)
     args = argparse.Namespace(**vars(args) | {"size": 64, "batch": 8, "pictures": 512})
-    found |= in_subprocess(feed, args) | {key: fast[key] for key in ("start_s", "images_s_worker")}
+    found |= in_subprocess(feed, args) | {
+        key: fast[key] for key in ("start_s", "images_s", "images_s_worker")
+    }
     if args.data == "synth":
         return found | {"rendered_256_s": in_subprocess(draw, 300)}
     source = readers.open_source(args.data, "train", args.size, args.pictures)
