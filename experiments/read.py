@@ -116,14 +116,17 @@ def length_note(scene: data_stub.Scene, words: Sequence[str]) -> str:
     longest = max(words, key=len, default="")
     if len(longest) <= scene.chars[1]:
         return ""
-    return f"{longest} has {len(longest)} characters: {training_lengths(scene)}"
+    return f"{longest} is a long word: {training_lengths(scene)}"
 
 
 def training_lengths(scene: data_stub.Scene) -> str:
     """How long the words of a scene are. Those of the renderer's list have any length."""
     few, many = scene.chars
     have = "mostly have" if "list" in scene.kinds else "have"
-    return f"rendered training words {have} {few} to {many}, and models often misread longer words"
+    return (
+        f"rendered training words {have} {few} to {many} characters, and models often misread "
+        "longer ones"
+    )
 
 
 # ---- Pictures ----------------------------------------------------------------------------------

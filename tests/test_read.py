@@ -120,7 +120,7 @@ class TestWords:
     def test_a_word_longer_than_most_training_words_has_a_note(self):
         assert read.length_note(data_stub.DIGITS, ["1", "1234"]) == ""
         note = read.length_note(data_stub.DIGITS, ["1", "12345"])
-        assert note.startswith("12345 has 5 characters: rendered training words have 2 to 4,")
+        assert note.startswith("12345 is a long word: rendered training words have 2 to 4 char")
         packaged = read.training_lengths(curriculum.STAGES[0].scene)
         assert "rendered training words mostly have 1 to 4" in packaged
 
@@ -254,7 +254,7 @@ class TestCommand:
         out = str(tmp_path / "figure.png")
         words = ["--words", "1_", "123456", "1234567"]
         _, text, _ = run(capsys, str(quick_run.folder), "synth:7", "--out", out, *words)
-        assert text.count("note: ") == 1 and "note: 1234567 has 7 characters" in text
+        assert text.count("note: ") == 1 and "note: 1234567 is a long word" in text
 
     def test_a_run_that_lost_its_last_checkpoint_has_the_one_before(self, quick_run, tmp_path):
         folder = shutil.copytree(quick_run.folder, tmp_path / "run")
