@@ -11,9 +11,9 @@ import argparse
 import dataclasses
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,19 @@ from torch import Tensor
 
 import data_stub
 import vlpt
-from experiments.read import BLANK, Reading, best, parse_word, read, scene_of, to_pixels
+from experiments.read import (
+    BLANK,
+    Reading,
+    best,
+    length_note,
+    parse_word,
+    read,
+    scene_of,
+    shrink,
+    tidy,
+    to_pixels,
+    training_lengths,
+)
 from readers.pictures import open_image
 from training import gallery
 from training.options import Parser, number
@@ -35,18 +47,34 @@ from training.runs import one_line_errors
 from training.weights import load_model
 
 MAX_ATTEMPTS = 20  # drawings of a word until it has room
+CSS = "#about code {white-space: pre-wrap; overflow-wrap: anywhere}"  # for narrow windows
 SHOWN_SIDE = 384  # pixels of a picture on the page
 
 
 class Shown(NamedTuple):
     """What the page shows; all but the message is None if something is wrong."""
 
-    message: str
+    message: str  # Markdown
     picture: Image.Image | None = None
     attention: Image.Image | None = None
     with_picture: dict[str, float] | None = None
     without_picture: dict[str, float] | None = None
-    words: dict[str, float] | None = None  # to which of these words the picture belongs
+    words: dict[str, float] | None = None  # to which of several words the picture belongs
+
+
+# ---- Text in Markdown --------------------------------------------------------------------------
+
+
+def code(text: str) -> str:
+    """A span of code in Markdown, with a fence that is longer than any in the text."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    padding = " " * (text.startswith("`") or text.endswith("`"))
+    return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def escape(text: str) -> str:
+    """A text in Markdown, which shows as it is."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 # ---- What is behind the page -------------------------------------------------------------------
@@ -94,7 +122,7 @@ def match(model: vlpt.VLPT, image: np.ndarray, words: Sequence[str]) -> dict[str
 @matplotlib.style.context("default")
 def overlay(image: np.ndarray, attention: Tensor | None) -> Image.Image:
     """A picture under an attention map, or alone if there is none."""
-    pixels = to_pixels(image)
+    pixels = shrink(to_pixels(image), SHOWN_SIDE)
     height, width = pixels.shape[1:]
     scale = SHOWN_SIDE / 100 / max(height, width)
     figure = Figure(figsize=(width * scale, height * scale), dpi=100)
@@ -108,7 +136,7 @@ def overlay(image: np.ndarray, attention: Tensor | None) -> Image.Image:
 
 def letters(word: str) -> list[tuple[str, int]]:
     """The letters of a word that can be clicked, each with its position: the blank, or all."""
-    word = vlpt.normalize_text(word)
+    word = tidy(word)
     blank = word.find(BLANK)
     return [(char, j) for j, char in enumerate(word) if blank < 0 or j == blank]
 
@@ -136,10 +164,15 @@ def answer(
         message(reading),
         overlay(image, None),
         overlay(image, reading.attention),
-        dict(best(reading, reading.with_picture)),
-        dict(best(reading, reading.without_picture)),
-        match(model, image, candidates) if candidates else None,
+        named(best(reading, reading.with_picture)),
+        named(best(reading, reading.without_picture)),
+        match(model, image, candidates) if len(candidates) > 1 else None,
     )
+
+
+def named(shares: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Characters and their probabilities; an underscore is said, as `_` also marks a blank."""
+    return {"_ (underscore)" if char == BLANK else char: share for char, share in shares}
 
 
 def message(reading: Reading) -> str:
@@ -149,7 +182,11 @@ def message(reading: Reading) -> str:
     verdict = (
         "" if answer == BLANK else ", which is right" if char == answer else ", which is wrong"
     )
-    return f"In `{reading.cloze.shown}` the model reads `{char}` ({100 * share:.0f} %){verdict}."
+    name = " (underscore)" if char == BLANK else ""
+    return (
+        f"In {code(reading.cloze.shown)} the model reads {code(char)}{name} "
+        f"({100 * share:.0f} %){verdict}."
+    )
 
 
 def respond(
@@ -164,31 +201,39 @@ def respond(
     others: str,
 ) -> Shown:
     """What the page shows for what was chosen on it; a mistake becomes the message."""
+    word = tidy(word)
     try:
         parse_word(word, vlpt.Alphabet(model.config.alphabet))
         if photograph is not None:
             image = np.asarray(open_image(Path(photograph))[0])
         elif BLANK in word:
             raise ValueError(
-                f"word: expected a whole word to draw, got {word!r}; click the letter to hide"
+                f"word: expected a whole word, got {word!r}; a `{BLANK}` needs a photograph, so "
+                "type the whole word and click a letter"
             )
         else:
-            image = draw(model.config, vlpt.normalize_text(word), height, tilt, clutter, seed)
-        return answer(model, image, word, position, others)
+            image = draw(model.config, word, height, tilt, clutter, seed)
+        found = answer(model, image, word, position, others)
     except (ValueError, OSError) as error:
         text = str(error)
         if photograph is not None:  # a browser's upload lies in a folder that nobody knows
             text = text.replace(photograph, Path(photograph).name)
-        return Shown(f"**{text}**")
+        return Shown(f"**{escape(text)}**")
+    note = length_note(scene_of(model.config), [word])
+    return found._replace(message=f"{found.message}\n\n{escape(note)}") if note else found
 
 
 def example_words(config: vlpt.Config, count: int) -> list[str]:
-    """Rendered words that were in no training picture."""
+    """Rendered words that were in no training picture, as long as most training words at most.
+
+    Words of the renderer's list come first, and long ones before short ones.
+    """
     rng = np.random.default_rng(1)
-    found = dict.fromkeys(
-        data_stub.draw_word(rng, scene_of(config), "heldout") for _ in range(20 * count)
-    )
-    return sorted(found, key=len, reverse=True)[:count]
+    scene = scene_of(config)
+    found = dict.fromkeys(data_stub.draw_word(rng, scene, "heldout") for _ in range(20 * count))
+    short = [word for word in found if len(word) <= scene.chars[1] and BLANK not in word]
+    short.sort(key=lambda word: (word.lower() in data_stub.WORDS, len(word)), reverse=True)
+    return short[:count]
 
 
 # ---- The page ----------------------------------------------------------------------------------
@@ -200,65 +245,91 @@ def build_page(model: vlpt.VLPT) -> Any:
 
     scene = scene_of(model.config)
     first, *others = example_words(model.config, 6)
+    chars = model.config.alphabet.replace(BLANK, "")
     shown_only = {"interactive": False, "buttons": ["fullscreen", "download"]}
-    with gr.Blocks(title="VLPT reads", analytics_enabled=False) as page:
+    shares_only = {"show_heading": False, "min_width": 190}
+    hour = 3600  # seconds; photographs and pictures that are older are deleted
+    with gr.Blocks(title="VLPT reads", analytics_enabled=False, delete_cache=(hour, hour)) as page:
         gr.Markdown(
             "# What does the model read?\n"
-            f"Type a word of these characters: `{model.config.alphabet}`. Then click the letter "
-            "that is hidden from the model. It has to find it in the picture. The contrastive "
-            "side of the model says which of the words, the typed one and the other words, the "
-            "picture shows."
+            "Type a word and click the letter that is hidden from the model. It has to find the "
+            "letter in the picture.",
         )
         seed = gr.State(0)
         with gr.Row():
+            word = gr.Textbox(
+                first, label="word", max_length=vlpt.MAX_CHARS, elem_id="word", min_width=120
+            )
+            choices = letters(first)
+            position = gr.Radio(
+                choices, value=0, label="hidden letter", elem_id="letters", scale=2, min_width=200
+            )
+        text = gr.Markdown(elem_id="message", latex_delimiters=[])
+        with gr.Row():
+            with gr.Column(scale=3), gr.Row():
+                picture = gr.Image(
+                    label="the picture", elem_id="picture", min_width=150, **shown_only
+                )
+                attention = gr.Image(
+                    label="where it looked", elem_id="attention", min_width=150, **shown_only
+                )
+            with gr.Column(scale=2), gr.Row():
+                with_picture = gr.Label(label="with the picture", elem_id="with", **shares_only)
+                without = gr.Label(label="without the picture", elem_id="without", **shares_only)
+        with gr.Row():
             with gr.Column():
-                word = gr.Textbox(first, label="word", max_length=vlpt.MAX_CHARS, elem_id="word")
-                choices = letters(first)
-                position = gr.Radio(choices, value=0, label="hidden letter", elem_id="letters")
                 height = gr.Slider(
-                    0.08, 0.6, round(sum(scene.height) / 2, 2), step=0.01, label="height of letters"
+                    0.08,
+                    0.6,
+                    round(sum(scene.height) / 2, 2),
+                    step=0.01,
+                    label="height of letters",
+                    elem_id="height",
                 )
                 tilt = gr.Slider(0, 45, scene.tilt, step=1, label="largest tilt in degrees")
                 clutter = gr.Slider(0, 1, scene.clutter, step=0.05, label="clutter")
                 anew = gr.Button("Draw it anew", elem_id="anew")
                 photograph = gr.File(
-                    label="or a photograph of your own", type="filepath", elem_id="photograph"
+                    height=140,
+                    label="or a photograph of your own",
+                    type="filepath",
+                    elem_id="photograph",
                 )
+            with gr.Column():
                 words = gr.Textbox(" ".join(others), label="other words", elem_id="others")
-            with gr.Column(scale=2):
-                text = gr.Markdown(elem_id="message")
-                with gr.Row():
-                    picture = gr.Image(label="the picture", elem_id="picture", **shown_only)
-                    attention = gr.Image(
-                        label="where the letter was looked for", elem_id="attention", **shown_only
-                    )
-                with gr.Row():
-                    with_picture = gr.Label(label="read with the picture", elem_id="with")
-                    without = gr.Label(label="guessed with a blank picture", elem_id="without")
-                    matches = gr.Label(label="which word is it?", elem_id="matches")
+                matches = gr.Label(label="which word is it?", elem_id="matches", **shares_only)
+        gr.Markdown(
+            f"The model knows these characters: {code(chars)}. A `{BLANK}` in the word marks a "
+            "hidden letter that you do not know; it needs a photograph.\n\n"
+            f"About the length of words: {training_lengths(scene)}.\n\n"
+            'Below "which word is it?" the contrastive side of the model says which of the '
+            "words, the typed one and the other words, the picture shows.",
+            latex_delimiters=[],
+            elem_id="about",
+        )
         inputs = [word, position, height, tilt, clutter, seed, photograph, words]
         outputs = [text, picture, attention, with_picture, without, matches]
-        show = {"fn": partial(respond, model), "inputs": inputs, "outputs": outputs}
-        show |= {"show_progress": "hidden"}
+
+        def respond_on_page(*chosen: Any) -> tuple[Any, ...]:
+            *found, shares = respond(model, *chosen)
+            return (*found, gr.Label(shares, visible=shares is not None))
 
         def update_letters(typed: str) -> Any:
             found = letters(typed)
             return gr.Radio(found, value=found[0][1] if found else None)
 
-        gr.on(
-            [
-                page.load,
-                position.input,
-                height.release,
-                tilt.release,
-                clutter.release,
-                photograph.change,
-                words.change,
-            ],
-            **show,
-        )
+        drawing = [height, tilt, clutter, anew]
+
+        def update_drawing(path: str | None) -> list[Any]:
+            return [gr.update(interactive=path is None) for _ in drawing]
+
+        show = {"fn": respond_on_page, "inputs": inputs, "outputs": outputs}
+        show |= {"show_progress": "minimal", "trigger_mode": "always_last"}
+        changes = [height.change, tilt.change, clutter.change, photograph.change, words.change]
+        gr.on([page.load, position.input, *changes], **show)
+        photograph.change(update_drawing, photograph, drawing, show_progress="hidden")
         word.change(update_letters, word, position, show_progress="hidden").then(**show)
-        anew.click(lambda number: number + 1, seed, seed).then(**show)
+        anew.click(lambda number: number + 1, seed, seed, show_progress="hidden").then(**show)
     return page
 
 
@@ -291,13 +362,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError:
             raise ValueError("gradio: expected `pip install '.[play]'`, got none") from None
         fonts = ["system-ui", "sans-serif"]  # of the machine; gradio's own come from the network
-        build_page(model).launch(
-            server_name="127.0.0.1",
-            server_port=args.port,
-            share=False,
-            max_file_size="30mb",
-            theme=gr.themes.Default(font=fonts, font_mono=["monospace"]),
-        )
+        page = build_page(model)
+        try:
+            _, address, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=args.port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size="30mb",
+                css=CSS,
+                theme=gr.themes.Default(font=fonts, font_mono=["monospace"]),
+            )
+        except OSError:
+            raise ValueError(
+                f"--port: expected a free port, got {args.port}, which is in use"
+            ) from None
+        print(f"the page is at {address} until you stop this with Ctrl-C", flush=True)
+        page.block_thread()
 
 
 if __name__ == "__main__":

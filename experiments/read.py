@@ -31,7 +31,7 @@ import readers
 import train_min
 import vlpt
 from experiments import curriculum
-from readers.pictures import open_image
+from readers.pictures import is_picture, open_image
 from training import gallery, report
 from training.options import Parser
 from training.runs import one_line_errors
@@ -67,13 +67,22 @@ class Reading(NamedTuple):
 # ---- Words -------------------------------------------------------------------------------------
 
 
+def tidy(text: str) -> str:
+    """A typed word without the white space around it, in NFC."""
+    return vlpt.normalize_text(text.strip())
+
+
 def parse_word(text: str, alphabet: vlpt.Alphabet) -> list[Cloze]:
     """Turn what a user typed into one cloze, or one for each character if no `_` is in it.
 
     Raises:
-        ValueError: the word has two blanks, is too long or empty, or has other letters.
+        ValueError: the word has two `_`, is too long or empty, or has other letters.
     """
-    word = vlpt.normalize_text(text)
+    word = tidy(text)
+    if any(char.isspace() for char in word):
+        raise ValueError(
+            f"words: expected no white space in a word, got {text!r}; write each word on its own"
+        )
     if not 1 <= len(word) <= vlpt.MAX_CHARS:
         raise ValueError(
             f"words: expected 1 to {vlpt.MAX_CHARS} characters, got {len(word)} in {text!r}"
@@ -100,6 +109,24 @@ def hide_each(word: str, alphabet: vlpt.Alphabet) -> list[Cloze]:
     """Hide each character of an annotated word that the alphabet has, as training does."""
     word = vlpt.normalize_text(word)[: vlpt.MAX_CHARS]
     return [Cloze(word, position) for position, char in enumerate(word) if char in alphabet.index]
+
+
+def length_note(scene: data_stub.Scene, words: Sequence[str]) -> str:
+    """A sentence if a word is longer than most training words; otherwise nothing."""
+    longest = max(words, key=len, default="")
+    if len(longest) <= scene.chars[1]:
+        return ""
+    return f"{longest} is a long word: {training_lengths(scene)}"
+
+
+def training_lengths(scene: data_stub.Scene) -> str:
+    """How long the words of a scene are. Those of the renderer's list have any length."""
+    few, many = scene.chars
+    have = "mostly have" if "list" in scene.kinds else "have"
+    return (
+        f"rendered training words {have} {few} to {many} characters, and models often misread "
+        "longer ones"
+    )
 
 
 # ---- Pictures ----------------------------------------------------------------------------------
@@ -141,6 +168,16 @@ def open_subject(text: str, config: vlpt.Config) -> tuple[np.ndarray, list[str]]
 def to_pixels(image: np.ndarray) -> Tensor:
     """Turn a picture (H, W, 3) into (3, H, W), a copy."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def shrink(pixels: Tensor, max_side: int) -> Tensor:
+    """Make a picture (3, H, W) smaller if one of its sides is longer than this."""
+    scale = max_side / max(pixels.shape[1:])
+    if scale >= 1:
+        return pixels
+    small = [max(1, round(side * scale)) for side in pixels.shape[1:]]
+    resized = torch.nn.functional.interpolate(pixels[None], small, mode="bilinear", antialias=True)
+    return resized[0]
 
 
 # ---- Reading -----------------------------------------------------------------------------------
@@ -207,17 +244,11 @@ def describe(reading: Reading) -> str:
 @matplotlib.style.context("default")
 def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
     """The picture, and for each hidden character where it was looked for and what was read."""
-    pixels = to_pixels(image)
-    scale = min(1.0, MAX_SIDE / max(pixels.shape[1:]))
-    if scale < 1:
-        small = [max(1, round(side * scale)) for side in pixels.shape[1:]]
-        pixels = torch.nn.functional.interpolate(
-            pixels[None], small, mode="bilinear", antialias=True
-        )[0]
+    pixels = shrink(to_pixels(image), MAX_SIDE)
     columns = min(COLUMNS, len(readings) + 1)
     rows = -(-(len(readings) + 1) // columns)
     height, width = pixels.shape[1:]
-    tile = 2.2 * min(2.0, max(0.5, height / width)) + 0.5
+    tile = 2.2 * min(2.0, max(0.5, height / width)) + 0.7
     size = (max(2.2 * columns, 5), tile * rows + 0.6)
     figure, grid = gallery.empty_grid(rows, columns, size)
     fonts, missing = gallery.find_fonts("".join(r.chars + r.cloze.word for r in readings[:1]))
@@ -226,7 +257,8 @@ def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
     for axes, reading in zip(grid.flat[1:], readings, strict=False):
         (char, share), *_ = best(reading, reading.with_picture)
         answer = reading.cloze.word[reading.cloze.position]
-        title = f"{gallery.spell_out(reading.cloze.shown, missing)}\nread "
+        ((guess, guess_share),) = best(reading, reading.without_picture, 1)
+        title = f"hidden: {gallery.spell_out(reading.cloze.shown, missing)}\nread "
         title += f"{gallery.spell_out(char, missing)}, {100 * share:.0f} %"
         color = "black"
         if answer != BLANK:
@@ -235,7 +267,13 @@ def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
                 gallery.color_of(char == answer),
             )
         gallery.draw_heat(axes, pixels, reading.attention)
-        axes.set_title(title, color=color, parse_math=False, fontsize=11, fontfamily=fonts)
+        style = {"parse_math": False, "fontfamily": fonts}
+        axes.set_title(title, color=color, fontsize=11, linespacing=1.4, **style)
+        below = (
+            f"without the picture: {gallery.spell_out(guess, missing)}, {100 * guess_share:.0f} %"
+        )
+        style |= {"ha": "center", "va": "top", "transform": axes.transAxes}
+        axes.text(0.5, -0.04, below, fontsize=9, **style)
     about = "one character hidden (_), what is read there,"
     about += "\nand where it was looked for (bright = more attention)"
     if readings[0].attention is None:
@@ -252,6 +290,7 @@ def make_parser() -> argparse.ArgumentParser:
     description, epilog = (__doc__ or "").split("\n\n", 1)
     parser = Parser(
         prog="python -m experiments.read",
+        usage="%(prog)s [MODEL] PICTURE [--words WORD ...] [--out OUT]",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -261,7 +300,12 @@ def make_parser() -> argparse.ArgumentParser:
     model = "a run's folder or a model's file (default: the weights that come with the repository)"
     add("model", metavar="MODEL", nargs="?", help=model)
     picture = "a picture's file, synth:K, or SOURCE:PATH:K"
-    add("picture", metavar="PICTURE", help=f"{picture}, where SOURCE:PATH is as for train_min.py")
+    add(
+        "picture",
+        metavar="PICTURE",
+        nargs="?",
+        help=f"{picture}, where SOURCE:PATH is as for train_min.py",
+    )
     words = "words with one hidden character `_`, or with none, to hide each in turn"
     add("--words", nargs="+", metavar="WORD", help=words)
     out = "the figure to write, a .png (default: %(default)s)"
@@ -271,7 +315,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.picture is None:  # one argument is the picture
+        args.model, args.picture = None, args.model
+    if args.picture is None and args.words:
+        parser.error("--words: expected it after PICTURE, got no PICTURE before it")
+    if args.picture is None:
+        parser.error("PICTURE: expected a picture's file, synth:K, or SOURCE:PATH:K, got none")
+    if args.model and is_picture(Path(args.model)) and not Path(args.model).is_dir():
+        parser.error(
+            "MODEL: expected a run's folder or a model's file before PICTURE, got a picture, "
+            f"{args.model!r}; words go after --words"
+        )
     if args.out.suffix.lower() != ".png":
         parser.error(f"--out: expected a name that ends in .png, got {str(args.out)!r}")
     with one_line_errors(parser.prog):
@@ -284,6 +339,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         readings = read(model, image, clozes)
         if words:
             print(f"annotated words: {' '.join(words)}")
+        note = length_note(scene_of(model.config), [cloze.word for cloze in clozes])
+        if note:
+            print(f"note: {note}")
         print("\n".join(map(describe, readings)))
         reading_figure(image, readings).savefig(args.out, dpi=110)
         print(f"wrote {args.out}")

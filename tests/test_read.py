@@ -12,7 +12,7 @@ from PIL import Image
 
 import data_stub
 import vlpt
-from experiments import read
+from experiments import curriculum, read
 from training import weights
 
 DIGITS = vlpt.Alphabet("0123456789")
@@ -106,12 +106,23 @@ class TestWords:
             ("S_le", "got 'el' in 'S_le'"),
             ("S" * 26, "expected 1 to 25 characters, got 26"),
             ("", "expected 1 to 25 characters, got 0"),
+            ("SALE AS", "got 'SALE AS'; write each word on its own"),
         ],
     )
     def test_a_word_that_cannot_be_asked_is_explained(self, text, message):
         with pytest.raises(ValueError, match=r"^words: expected") as error:
             read.parse_word(text, LETTERS)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+    def test_white_space_around_a_word_is_ignored(self):
+        assert read.parse_word(" S_LE\n", LETTERS) == [read.Cloze("S_LE", 1)]
+
+    def test_a_word_longer_than_most_training_words_has_a_note(self):
+        assert read.length_note(data_stub.DIGITS, ["1", "1234"]) == ""
+        note = read.length_note(data_stub.DIGITS, ["1", "12345"])
+        assert note.startswith("12345 is a long word: rendered training words have 2 to 4 char")
+        packaged = read.training_lengths(curriculum.STAGES[0].scene)
+        assert "rendered training words mostly have 1 to 4" in packaged
 
     def test_of_annotated_words_the_known_characters_are_hidden(self):
         clozes = read.hide_each("A-" + "L" * 40, LETTERS)
@@ -147,6 +158,21 @@ class TestReading:
         assert reading.with_picture.sum().item() == pytest.approx(1)
         assert len(read.best(reading, reading.with_picture)) == 5
         assert read.reading_figure(image, [reading]).axes
+
+    def test_the_figure_says_what_is_read_without_the_picture(self, model, sample):
+        (reading,) = read.read(model, sample.image, [read.Cloze("_", 0)])
+        axes = read.reading_figure(sample.image, [reading]).axes[1]
+        ((guess, share),) = read.best(reading, reading.without_picture, 1)
+        assert axes.get_title().startswith("hidden: _\nread ")
+        assert axes.texts[0].get_text() == f"without the picture: {guess}, {100 * share:.0f} %"
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((200, 100), (50, 25)), ((40, 8), (40, 8)), ((400, 1), (50, 1))]
+    )
+    def test_a_large_picture_is_shrunk_before_it_is_drawn(self, size, expected):
+        pixels = torch.full((3, *size), 7, dtype=torch.uint8)
+        small = read.shrink(pixels, 50)
+        assert small.shape == (3, *expected) and small.unique().tolist() == [7]
 
     def test_a_model_without_decoder_has_no_attention(self, sample):
         model = vlpt.VLPT(dataclasses.replace(vlpt.TINY, decoder="none")).eval()
@@ -206,6 +232,29 @@ class TestCommand:
     def test_a_mistake_is_one_line(self, quick_run, arguments, message, capsys):
         status, _, error = run(capsys, str(quick_run.folder), *arguments)
         assert status != 0 and message in error and error.strip().count("\n") == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--words", "E_IT", "a.png"], "--words: expected it after PICTURE"),
+            ([], "PICTURE: expected a picture's file"),
+            (["a.JPG", "EXIT"], "MODEL: expected a run's folder or a model's file before PICTURE"),
+        ],
+    )
+    def test_arguments_in_another_order_are_one_line(self, arguments, message, capsys):
+        status, _, error = run(capsys, *arguments)
+        assert status == 2 and f"error: {message}" in error and error.count("\n") == 1
+
+    def test_the_figure_may_be_named_first(self, quick_run, capsys, tmp_path):
+        out = tmp_path / "figure.png"
+        status, text, _ = run(capsys, "--out", str(out), str(quick_run.folder), "synth:7")
+        assert status == 0 and out.is_file() and "note:" not in text
+
+    def test_a_long_word_has_a_note(self, quick_run, capsys, tmp_path):
+        out = str(tmp_path / "figure.png")
+        words = ["--words", "1_", "123456", "1234567"]
+        _, text, _ = run(capsys, str(quick_run.folder), "synth:7", "--out", out, *words)
+        assert text.count("note: ") == 1 and "note: 1234567 is a long word" in text
 
     def test_a_run_that_lost_its_last_checkpoint_has_the_one_before(self, quick_run, tmp_path):
         folder = shutil.copytree(quick_run.folder, tmp_path / "run")
