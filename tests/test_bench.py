@@ -41,7 +41,8 @@ class TestData:
         assert index.stat().st_mtime_ns > before
         assert (found["pictures"], found["args"]["workers"]) == (27, 1)
         assert 0 < found["start_s"] < 10 and 0 < found["index_s"] < 60
-        assert found["images_s"] > 1 and found["images_s_worker"] > 1 and found["pillow_images_s"] > 1
+        assert found["images_s"] == pytest.approx(found["images_s_worker"])  # of one worker
+        assert found["images_s_worker"] > 1 and found["pillow_images_s"] > 1
         if sys.platform == "linux":
             assert found["before_mb"] > 50 and found["index_mb"] > 50
             assert len(found["workers_mb"]) == 1 and found["workers_mb"][0] > 5
