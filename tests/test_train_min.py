@@ -412,7 +412,9 @@ class TestRuns:
         for key, value in second.items():
             if "running" in key or "batches" in key:
                 continue
-            loaded = key.startswith("backbone.") or (said.endswith("pool") and "pool." in key)
+            loaded = key.startswith("backbone.") or (
+                said.endswith("and the pool") and "pool." in key
+            )
             loaded = loaded or said == "the whole model"
             torch.testing.assert_close(value, (first if loaded else fresh)[key], rtol=0, atol=1e-9)
 
@@ -642,11 +644,6 @@ class TestRuns:
             ),
             (["--data", "icdar2015:nowhere"], "nowhere.*expected .*, got no such"),
             (["--data", "jsonl:nowhere"], "nowhere: expected .*, got no such"),
-            (["--image-size", "100"], "--image-size: expected a multiple of 32, got 100"),
-            (
-                ["--image-size", "-64"],
-                "--image-size: expected a whole number of at least 32, got '-64'",
-            ),
             (["--init", "none.pt"], "none.pt: No such file or directory"),
             (["--init", train_min.__file__], "train_min.py: not a readable checkpoint"),
             (
@@ -655,8 +652,6 @@ class TestRuns:
             ),
             (["--alphabet", "0123"], "0123: expected.*ascii, data, or a UTF-8 file.*, got no such"),
             (["--subset", "33"], "subset: expected 1 to 32 pictures, got 33"),
-            (["--annotated", "0"], "--annotated: expected a number above 0, got '0'"),
-            (["--annotated", "1.5"], "--annotated: expected at most 1, got 1.5"),
         ],
     )
     def test_a_mistake_is_one_clear_error_and_writes_nothing(self, options, message):
@@ -669,6 +664,10 @@ class TestRuns:
         [
             (["--batch", "1"], "--batch: expected a whole number of at least 2, got '1'"),
             (["--samples", "4"], "--samples: expected at least one batch of 8, got 4"),
+            (["--image-size", "100"], "--image-size: expected a multiple of 32, got 100"),
+            (["--image-size", "-64"], "--image-size: expected a whole number of at least 32"),
+            (["--annotated", "0"], "--annotated: expected a number above 0, got '0'"),
+            (["--annotated", "1.5"], "--annotated: expected at most 1, got 1.5"),
             (["--lr", "0"], "--lr: expected a number above 0, got '0'"),
             (["--lr", "fast"], "--lr: expected a number above 0, got 'fast'"),
             (["--init", ""], "--init: expected a path, got ''"),
