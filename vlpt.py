@@ -63,8 +63,8 @@ D11 and most of D7 and D8 are in the trainer and its data.
     D4   Empty word slots are left out of every mean. Released: the mean is over all 32 slots.
     D5   A character attends to its whole word, so the feature at MASK knows what follows. Released:
          a causal mask, so only the end token knows the whole word.
-    D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01.
-         Released: the cap is commented out.
+    D6   exp(logit_scale) is capped at 100, CLIP's limit, so the temperature is at least 0.01. The
+         trainer also clamps logit_scale itself. Released: the cap is commented out.
     D7   Gradients flow through the features of all processes. Released: each of G GPUs sends the
          gradient of L_bc through its own features only. DistributedDataParallel then averages
          these G partial gradients instead of summing them, so the encoders get 1/G of the gradient

@@ -1,7 +1,7 @@
 """Loading batches: worker processes, pictures that cannot be read, and the way to the device.
 
 `data_stub.Pretraining` decides that a picture is skipped, this file puts another one in its place,
-and `training.log.Log` counts it.
+and `training.log.Log` counts it and writes the reason to log.jsonl (docs/data.md, docs/runs.md).
 """
 
 import argparse

@@ -1,5 +1,8 @@
 """What keeps a run alive: its folder, run.json, checkpoints, resuming, signals, error messages.
 
+`resume_options` takes up the options of a run, and `restore` its model, optimizer, step and log.
+Everything random in a step follows from the seed and the step.
+
 Files with weights are read by `vlpt.read_checkpoint`, here and everywhere else; to use the model of
 a run, see `training.weights.load_model`.
 """

@@ -1,1 +1,1 @@
-"""Where a pre-trained backbone goes: its export, and PSENet, a detector that starts from it."""
+"""Where a pre-trained backbone goes: its export, two detectors that start from it, their scores."""
