@@ -222,7 +222,7 @@ def test_a_command_and_its_options_exist(command):
         assert importlib.util.find_spec(program[1]), f"no module {program[1]}"
     # Of values that stand for several, `a|b|c`, the first one is enough here.
     arguments = [word.split("|")[0] for word in arguments if word != "..."]
-    arguments = [re.sub(r"^N$", "64", word) for word in arguments]
+    arguments = [re.sub(r"^[NW]$", "64", word) for word in arguments]
     status, help_text = run_help(program, [word for word in arguments if word != "--help"])
     assert status in (0, None), help_text
     options = {word for word in arguments if word.startswith("--")}
