@@ -5,9 +5,12 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import time
 import unicodedata
 from pathlib import Path
 from urllib.error import URLError
@@ -624,6 +627,22 @@ class TestRuns:
         train_min.main([*QUICK, "--data", "synthtext:st", "--image-size", "96"])
         out = capsys.readouterr().out
         assert "heldout: 4 pictures of st" in out and f"{math.log(94):.3f}" in out
+
+    def test_a_loader_that_cannot_start_leaves_no_process_behind(self, monkeypatch):
+        """Workers ignore signals, so one that is left would keep Python from ending."""
+        child = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
+        child.start()
+
+        def fail(*_):
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+        monkeypatch.setattr(
+            data, "DataLoader", lambda *_, **__: type("L", (), {"__iter__": fail})()
+        )
+        with pytest.raises(RuntimeError, match="is killed by signal"):
+            next(data.make_loader(None, [], workers=1))
+        child.join(10)
+        assert child.exitcode == -signal.SIGKILL
 
     def test_pictures_that_cannot_be_read_are_counted_and_named(self, capsys):
         write_synthtext("st", 30, seed=0, size=64)

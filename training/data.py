@@ -6,6 +6,7 @@ and `training.log.Log` counts it and writes the reason to log.jsonl (docs/data.m
 
 import argparse
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -106,8 +107,9 @@ def make_loader(
         worker_init_fn=init_worker,
         pin_memory=torch.cuda.is_initialized(),
     )
-    iterator: Any = iter(loader)
+    iterator: Any = None
     try:
+        iterator = iter(loader)
         yield from iterator
     except (EOFError, OSError) as error:
         if not workers:
@@ -116,7 +118,11 @@ def make_loader(
             raise OSError(str(error).strip().split("\n")[-1]) from None
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
     finally:
-        if workers:  # they ignore signals, so at exit Python would wait for them forever
+        # Workers ignore signals, so at exit Python would wait for them forever.
+        if iterator is None:  # another loader's worker died while these were being started
+            for child in multiprocessing.active_children():
+                child.kill()
+        elif workers:
             iterator._shutdown_workers()
 
 
