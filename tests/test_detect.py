@@ -492,6 +492,30 @@ class TestMistakes:
         message = self.fails(capsys, "predict", "empty", "a.png")
         assert message == "empty: expected the folder of a run, got no checkpoint.pt in it"
 
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (
+                torch.OutOfMemoryError("CUDA out of memory"),
+                "full; lower --batch, --crop or --width",
+            ),
+            (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Killed"),
+        ],
+    )
+    def test_a_full_gpu_and_a_killed_worker_are_one_line(self, error, message, monkeypatch):
+        def fail(_):
+            raise error
+
+        monkeypatch.setattr(detect, "train", fail)
+        with pytest.raises(SystemExit) as stop:
+            detect.main(["train"])
+        assert str(stop.value).endswith(message) and "\n" not in str(stop.value)
+
+    def test_the_device_is_a_gpu_if_there_is_one(self, monkeypatch):
+        for has_gpu, device in ((True, "cuda"), (False, "cpu")):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+            assert detect.parse_args(["train"]).device == device
+
     def test_empty_folders(self, tmp_path, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
         message = self.fails(capsys, "predict", "runs/d", tmp_path)

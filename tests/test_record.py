@@ -67,3 +67,9 @@ def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(tmp_path, mon
     (tmp_path / "runs/t-b/metrics.json").unlink()  # as if it had been interrupted before its end
     curriculum.run("t", stages)
     assert "resumed after 8 pictures" in capsys.readouterr().out
+
+
+def test_a_damaged_line_of_a_log_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "step", "samples": 8}\n{"samples": 16}\n')
+    with pytest.raises(SystemExit, match=r"log\.jsonl:2: expected a line of a run's log, got '{"):
+        record.main([str(tmp_path)])

@@ -299,7 +299,7 @@ def describe_error(error: Exception) -> str:
 
 
 @contextmanager
-def one_line_errors(program: str, advice: str = "it needs more memory") -> Iterator[None]:
+def one_line_errors(program: str, advice: str = "use a machine with more") -> Iterator[None]:
     """End the program with one line and the right status for every error that a user can mend.
 
     Args:
