@@ -54,7 +54,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(vlpt.TINY, data_stub.DIGITS, lr=1e-3, warmup=150),
+    "tiny": Preset(vlpt.TINY, data_stub.DIGITS, lr=2e-3, warmup=150),
     "oclip_rn50": Preset(vlpt.OCLIP_RN50, data_stub.Scene(), lr=1e-4, warmup=10_000),  # published
 }
 BACKBONES = (*vlpt.TORCHVISION_BACKBONES, *vlpt.CLIP_BACKBONES)
@@ -93,15 +93,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--annotated", type=share, default=1.0, metavar="SHARE", help=annotated)
 
     add = parser.add_argument_group("training").add_argument
-    samples = "images to train on, repetitions included, in whole batches (default: 60000)"
-    add("--samples", type=number(int, 2), default=60_000, metavar="N", help=samples)
+    samples = "images to train on, repetitions included, in whole batches (default: 48000)"
+    add("--samples", type=number(int, 2), default=48_000, metavar="N", help=samples)
     batch = "images in a step, in all processes together (default: 64)"
     add("--batch", type=number(int, 2), default=64, metavar="N", help=batch)
     pieces = "save memory by running the batch in K pieces, each twice (GradCache; default: 1)"
     add("--accumulate", type=number(int, 1), default=1, metavar="K", help=pieces)
     recompute_help = "save memory by running the backbone twice (default: off)"
     add("--recompute", action="store_true", help=recompute_help)
-    lr = "largest learning rate (default: tiny 1e-3, oclip_rn50 1e-4 as published)"
+    lr = "largest learning rate (default: tiny 2e-3, oclip_rn50 1e-4 as published)"
     add("--lr", type=number(float, 0, exclusive=True), help=lr)
     warmup = "steps of linear warm-up (default: tiny 150, oclip_rn50 10000 as published)"
     add("--warmup", type=number(int, 0), metavar="N", help=warmup)

@@ -207,7 +207,8 @@ TINY = Config(  # learns to read digits on a CPU in minutes
     backbone="clip_resnet",
     backbone_size={"width": 32, "layers": (1, 2)},
     embed_dim=128,
-    text_layers=2,
+    text_layers=1,
+    decoder_layers=2,
 )
 
 
