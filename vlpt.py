@@ -97,7 +97,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 MAX_CHARS = 25  # L, longer words are cut
 MAX_WORDS = 3  # N (D8), images with fewer words have empty slots

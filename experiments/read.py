@@ -14,7 +14,6 @@ then `_`, a word of one hidden letter.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +134,8 @@ def training_lengths(scene: data_stub.Scene) -> str:
 def scene_of(config: vlpt.Config) -> data_stub.Scene:
     """What the renderer draws for a model: what it, or the preset with its alphabet, has seen."""
     for stage in curriculum.STAGES:
-        if config == dataclasses.replace(curriculum.CONFIG, image_size=stage.image_size):
+        alphabet, size = curriculum.CONFIG.alphabet, stage.image_size
+        if (config.alphabet, config.image_size) == (alphabet, size):
             return stage.scene
     for preset in train_min.PRESETS.values():
         if preset.config.alphabet == config.alphabet:
