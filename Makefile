@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# Threads that wait for each other leave their core to the process that loads pictures.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo walkthrough play test proof mutants readme gpu clean
 

@@ -93,8 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--annotated", type=share, default=1.0, metavar="SHARE", help=annotated)
 
     add = parser.add_argument_group("training").add_argument
-    samples = "images to train on, repetitions included, in whole batches (default: 48000)"
-    add("--samples", type=number(int, 2), default=48_000, metavar="N", help=samples)
+    samples = "images to train on, repetitions included, in whole batches (default: 40000)"
+    add("--samples", type=number(int, 2), default=40_000, metavar="N", help=samples)
     batch = "images in a step, in all processes together (default: 64)"
     add("--batch", type=number(int, 2), default=64, metavar="N", help=batch)
     pieces = "save memory by running the batch in K pieces, each twice (GradCache; default: 1)"

@@ -411,8 +411,8 @@ assert torch.allclose(logits_alone[0, 0, 0], logits[0, j, 0], atol=1e-4)  # need
 # words are the same, so whatever differs comes from the picture. The right answer is orange. The
 # maps on the left multiply the attention weights of the last decoder layer with those of the pool,
 # because the pool has already mixed the image tokens (see `VLPT.attention_maps`). They are a rough
-# hint and no proof of what the model uses: they show the last layer alone, and a cell also knows of the
-# pixels around it. The brightest spot need not lie on the masked digit.
+# hint and no proof of what the model uses: they show the last layer alone, and a cell also knows of
+# the pixels around it. The brightest spot need not lie on the masked digit.
 
 # %%
 names = ["PAD", "MASK", "UNK", *alphabet.chars]
