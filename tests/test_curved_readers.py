@@ -217,7 +217,9 @@ class TestIndexOfLSVT:
         again = pickle.loads(pickle.dumps(source))
         assert (again[0].words, again.name(3)) == (source[0].words, source.name(3))
 
-    def test_a_run_learns_the_characters_of_its_words(self, tmp_path, monkeypatch, capsys):
+    def test_a_run_learns_the_characters_of_its_words(
+        self, tmp_path, monkeypatch, capsys, no_figures
+    ):
         """From the labels to a backbone, with `--alphabet data`."""
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
         monkeypatch.chdir(tmp_path)

@@ -46,7 +46,9 @@ def test_mistakes_are_one_line(tmp_path):
         record.main([str(run)])
 
 
-def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(
+    tmp_path, monkeypatch, capsys, no_figures
+):
     monkeypatch.chdir(tmp_path)
     config = dataclasses.replace(curriculum.CONFIG, text_layers=1, decoder_layers=1)
     monkeypatch.setattr(curriculum, "CONFIG", config)

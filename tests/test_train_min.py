@@ -342,12 +342,20 @@ class TestRuns:
         log.seconds += [(3.0, 4.0), (1.0, 4.0)]
         assert (log.wait(), log.wait(1)) == (0.5, 0.25)
 
-    def test_images_a_second_are_those_of_the_steps(self):
+    def test_images_a_second_are_those_of_the_steps_since_the_last_evaluation(self):
         log = Log((1.0, 1.0))
         log.start -= 1000  # evaluations, say
         log.seconds += [(0.5, 1.0), (0.5, 3.0)]
         result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
         assert log.evaluation(80, result).split()[-2:] == ["20", "0.25"]
+        log.seconds += [(0.0, 2.0)]
+        assert log.evaluation(140, result).split()[-2:] == ["30", "0.00"]
+
+    def test_images_a_second_of_a_resumed_run_are_its_own(self):
+        log = Log((1.0, 1.0), samples=1000)
+        log.seconds += [(1.0, 4.0)]
+        result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
+        assert log.evaluation(1040, result).split()[-2:] == ["10", "0.25"]
 
     def test_a_full_gpu_is_one_line(self, monkeypatch):
         def full(*_):

@@ -107,7 +107,7 @@ class Log:
         self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
         self.num_timed = 0  # steps in `seconds` that the last evaluation's line tells of
         self.num_averaged = 0  # the same of `rows`
-        self.first_samples = samples
+        self.num_timed_samples = samples  # the same in images, those before a --resume included
         self.earlier_seconds = float(state.get("seconds", 0.0))
         self.path: Path | None = None
         self.board: Any = None
@@ -227,10 +227,10 @@ class Log:
 
     def evaluation(self, samples: int, result: dict[str, float]) -> str:
         """Log an evaluation and return the line to print, with means since the one before it."""
-        total = sum(seconds for _, seconds in self.seconds)  # without evaluations
-        speed = (samples - self.first_samples) / max(1e-9, total)
+        total = sum(seconds for _, seconds in self.seconds[self.num_timed :])
+        speed = (samples - self.num_timed_samples) / max(1e-9, total)
         wait = self.wait(self.num_timed)
-        self.num_timed = len(self.seconds)
+        self.num_timed, self.num_timed_samples = len(self.seconds), samples
         self.evaluations.append({"samples": samples, **result})
         self.write("evaluation", {**self.evaluations[-1], "img_s": speed, "wait": wait})
         if self.board is not None:
