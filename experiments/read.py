@@ -132,10 +132,13 @@ def training_lengths(scene: data_stub.Scene) -> str:
 
 
 def scene_of(config: vlpt.Config) -> data_stub.Scene:
-    """What the renderer draws for a model: what it, or the preset with its alphabet, has seen."""
+    """What the renderer draws for a model, a guess from its alphabet and image size.
+
+    It is the scene of the first stage of the curriculum or of the preset that has them.
+    """
     for stage in curriculum.STAGES:
-        alphabet, size = curriculum.CONFIG.alphabet, stage.image_size
-        if (config.alphabet, config.image_size) == (alphabet, size):
+        has_alphabet = config.alphabet == curriculum.CONFIG.alphabet
+        if has_alphabet and config.image_size == stage.image_size:
             return stage.scene
     for preset in train_min.PRESETS.values():
         if preset.config.alphabet == config.alphabet:

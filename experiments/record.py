@@ -4,7 +4,7 @@
     python -m experiments.record runs/curriculum-one-word --gain 0.3
 
 The time is that of the training steps, without evaluations. A run is evaluated ten times, and the
-gain between two evaluations is interpolated. In runs of versions before 0.4.0 `img_s` was a mean
+gain between two evaluations is interpolated. Runs from before commit 076abbe log `img_s` as a mean
 since the start, so their times are rough. Run this from the clone of the repository.
 """
 

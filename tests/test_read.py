@@ -262,6 +262,15 @@ class TestCommand:
         assert weights.load_model(folder).config == vlpt.TINY
 
 
+def test_a_model_is_shown_what_its_alphabet_and_image_size_were_trained_on():
+    """Whatever its layers: weights/tiny.pt has more of them than the present curriculum."""
+    config = dataclasses.replace(curriculum.CONFIG, text_layers=2, decoder_layers=6)
+    assert read.scene_of(config) == curriculum.ONE_WORD
+    assert read.scene_of(dataclasses.replace(config, image_size=96)) == data_stub.Scene()
+    assert read.scene_of(vlpt.TINY) == data_stub.DIGITS
+    assert read.scene_of(dataclasses.replace(vlpt.TINY, alphabet="ab")).alphabet == "ab"
+
+
 def test_the_weights_of_the_repository_read_short_words():
     """As weights/README.md says, and not by guessing: another picture does not help."""
     model = weights.load_model()

@@ -212,7 +212,7 @@ class TestResume:
             train_min.main([*RUN, "--resume", "--lr", "0.5", "--batch", "4", "--workers", "1"])
         assert str(stop.value).endswith(
             "--resume: expected the options of the run; --batch: expected 8, got 4; "
-            "--lr: expected 0.001, got 0.5"
+            "--lr: expected 0.002, got 0.5"
         )
         with pytest.raises(SystemExit, match="--image-size: expected it to be left out, got 96"):
             train_min.main([*RUN, "--resume", "--image-size", "96"])

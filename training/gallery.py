@@ -212,7 +212,7 @@ def draw_heat(axes: Axes, pixels: Tensor, heat: Tensor | None) -> None:
 def shrink_titles(figure: Figure, grid: np.ndarray) -> None:
     """Make titles smaller that would run into each other."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is done, and takes as long as the drawing
+    figure.set_layout_engine("none")  # or saving computes it again, which takes as long
     for axes in grid.flat:
         share = axes.title.get_window_extent().width / axes.get_window_extent().width
         axes.title.set_fontsize(11 / max(1.0, 1.06 * share))
