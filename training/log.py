@@ -107,7 +107,7 @@ class Log:
         self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
         self.num_timed = 0  # steps in `seconds` that the last evaluation's line tells of
         self.num_averaged = 0  # the same of `rows`
-        self.num_timed_samples = samples  # images at the last evaluation, or when the run was resumed
+        self.num_timed_samples = samples  # images at the last evaluation or the resumption
         self.earlier_seconds = float(state.get("seconds", 0.0))
         self.path: Path | None = None
         self.board: Any = None
