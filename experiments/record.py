@@ -4,8 +4,8 @@
     python -m experiments.record runs/curriculum-one-word --gain 0.3
 
 The time is that of the training steps, without evaluations. A run is evaluated ten times, and the
-gain between two evaluations is interpolated. Runs from before commit 076abbe log `img_s` as a mean
-since the start, so their times are rough. Run this from the clone of the repository.
+gain between two evaluations is interpolated. Versions before 0.4.0 logged `img_s` as a mean since
+the start, so the times of their runs are rough. Run this from the clone of the repository.
 """
 
 import argparse
