@@ -3,16 +3,16 @@
     python train_min.py                                      # the demo: rendered digits, on a CPU
     python train_min.py --preset oclip_rn50 --data synthtext:PATH --name rn50
     torchrun --nproc-per-node 4 train_min.py ...             # the same on four GPUs
-    python train_min.py --name rn50 --resume                 # go on; on CPUs to the same bits
+    python train_min.py --name rn50 --resume                 # continue; on CPUs with equal results
     python train_min.py compare runs/A runs/B                # two runs side by side
 
-Results go to runs/NAME/: backbone.safetensors is the product. run.json holds what the run depends
-on, log.jsonl a line a step, metrics.json the result, and report.html shows all of it. The last line
-printed is `RESULT key=value ...`.
+Results go to runs/NAME/: backbone.safetensors is the product. run.json holds the settings,
+log.jsonl has a line for each step, metrics.json has the result, and report.html shows all of it.
+The last line printed is `RESULT key=value ...`.
 
 Held-out images measure what was learned: the masked characters are predicted once from their own
 image and once from another image. The difference, `gain`, measures how much of the accuracy comes
-from the image rather than from the other letters.
+from the image rather than from the other characters.
 
 D6, D7 and so on are the differences from the released code that vlpt.py lists at its top.
 """
@@ -37,6 +37,7 @@ import data_stub
 import readers
 import vlpt
 from training import data, distributed, runs
+from training.dataset import Batch
 from training.distributed import print_rank0, rank, world_size
 from training.gradcache import cached_backward
 from training.init import load_init
@@ -107,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warmup", type=number(int, 0), metavar="N", help=warmup)
     decay = "weight decay of all but gains and biases (default: 0.1)"
     add("--weight-decay", type=number(float, 0), default=0.1, metavar="DECAY", help=decay)
-    heldout = "held-out images to evaluate on, at most (default: 1024)"
+    heldout = "held-out images to evaluate on, at most; they stay in memory (default: 1024)"
     add("--eval", type=number(int, 2), default=1024, metavar="N", help=heldout)
     seed = "seed of weights, images, words and masks (default: 0)"
     add("--seed", type=number(int, 0, 2**63), default=0, metavar="N", help=seed)
@@ -238,7 +239,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], seed: int) -> dict[str, float]:
     """Accuracy on the masked characters, with the right and with another image; retrieval at 1.
 
     An image that is alone in its batch, because the others cannot be read, has no other image to
@@ -248,7 +249,10 @@ def evaluate(model: nn.Module, batches: Iterable[data_stub.Batch], seed: int) ->
         model: a `vlpt.MaskedOnly`.
         batches: with W processes, every W-th held-out batch. The result is that of all of them.
     Returns:
-        Shares, 0..1, among them those of `training.retrieval.Retrieval`, and three numbers.
+        Shares, 0..1, among them those of `training.retrieval.Retrieval`; `gain`, -1..1; and the
+        numbers of pictures, masked characters and unreadable pictures.
+    Raises:
+        ValueError: no batch has two readable images.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
@@ -309,7 +313,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     # Model and optimizer.
     torch.manual_seed(args.seed)
     model = vlpt.VLPT(config)
-    if args.init and not (args.resume and any(Path("runs", args.name).glob("checkpoint*.pt"))):
+    # A run that was stopped before its first checkpoint starts from --init once more.
+    has_checkpoint = any(Path("runs", args.name).glob("checkpoint*.pt"))
+    if args.init and not (args.resume and has_checkpoint):
         print_rank0(f"started from {args.init}: {load_init(model, args.init)}")
     if args.recompute:
         recompute(model.backbone)
@@ -337,6 +343,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             f"warning: the run's {steps:,} steps are all part of its {args.warmup:,} steps of "
             f"warm-up, so it never reaches its learning rate of {args.lr}; see --warmup"
         )
+    heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)
     log = Log(chance, entropy, out, args.tensorboard, done * args.batch, log_state)
     if done == steps:
         log.require_evaluation(steps * args.batch)
@@ -369,8 +376,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             if is_evaluated or stop:
                 log.flush()  # so that no checkpoint holds a step that was not finite
             if is_evaluated:
-                eval_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)
-                line = log.evaluation(samples, evaluate(masked_only, eval_batches, args.seed))
+                line = log.evaluation(samples, evaluate(masked_only, heldout_batches, args.seed))
                 with bar.external_write_mode():
                     print_rank0(line)
                 log.reading(samples, model, heldout)

@@ -917,6 +917,10 @@ def total_loss(output: Output, targets: Tensor, contrastive: bool = True) -> Ten
         targets: those of `output.logits`: (B, L, N) from `mask_one_char` for `VLPT`, or the
             (B, 1, N) that `MaskedOnly` returns.
         contrastive: the model's `config.contrastive`; False is the ablation loss = L_cls.
+    Returns:
+        A scalar in nats, at least 0; it is 0, with a gradient of 0, if nothing is masked.
+    Raises:
+        ValueError: the shapes of logits and targets differ.
     """
     loss = char_loss(output.logits, targets)
     if contrastive:
@@ -1045,8 +1049,9 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
 def read_tensors(source: str | Path | Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
     """Return the tensors of a checkpoint whose names begin with a prefix, without that prefix.
 
-    Of several prefixes the first one that occurs is used. Leading "module." is always removed.
-    For example `read_tensors(path, "visual.attnpool.")` is the pool of the released checkpoint.
+    Of several prefixes the first one that occurs is used; if none does, the result is empty.
+    Leading "module." is always removed. For example `read_tensors(path, "visual.attnpool.")` is
+    the pool of the released checkpoint.
     """
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = checkpoint.get("state_dict", checkpoint)

@@ -53,6 +53,7 @@ import torchvision
 
 import data_stub
 import vlpt
+from training.dataset import Pretraining, collate
 from training.gallery import draw_heat
 
 # %% tags=["remove-input"]
@@ -204,8 +205,8 @@ print(f"gain = {gain:.2f}, so the model is {'trained' if is_trained else 'hardly
 B = 64
 source = data_stub.Rendered(config.image_size, 1024, split="heldout", scene=data_stub.DIGITS)
 alphabet = vlpt.Alphabet(config.alphabet)
-heldout = data_stub.Pretraining(source, alphabet, config.image_size, seed=0)
-batch = data_stub.collate([heldout[k] for k in range(B)])
+heldout = Pretraining(source, alphabet, config.image_size, seed=0)
+batch = collate([heldout[k] for k in range(B)])
 images = vlpt.normalize(batch.images)
 masked_ids, targets = vlpt.mask_one_char(batch.ids, torch.Generator().manual_seed(0))
 print(f"images {tuple(images.shape)}, ids {tuple(masked_ids.shape)}")

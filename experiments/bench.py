@@ -52,8 +52,9 @@ from tqdm import tqdm
 import data_stub
 import readers
 import vlpt
-from readers.augment import augment
 from readers.pictures import open_image
+from training.augment import augment
+from training.dataset import Pretraining, collate, trim
 from training.options import Parser, number
 from training.recompute import recompute
 from training.runs import one_line_errors
@@ -106,7 +107,7 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
         vary = augment if split == "train" and args.data != "synth" else None
         if split == "train":
             alphabet = vlpt.Alphabet(readers.read_alphabet(args.alphabet, source))
-        halves.append(data_stub.Pretraining(source, alphabet, args.size, 0, augment=vary))
+        halves.append(Pretraining(source, alphabet, args.size, 0, augment=vary))
     found = {
         "pictures": len(halves[0].indices),
         "start_s": time.perf_counter() - start,
@@ -120,7 +121,7 @@ def feed(args: argparse.Namespace) -> dict[str, float]:
         halves[0],
         batch_sampler=batches,
         num_workers=args.workers,
-        collate_fn=data_stub.collate,
+        collate_fn=collate,
         multiprocessing_context=usual if args.workers else None,
     )
     iterator = iter(loader)
@@ -220,7 +221,7 @@ class Job:
         ids = random_words(config, self.batch, word_range, preset.scene.chars)
         ids, targets = vlpt.mask_one_char(ids, torch.Generator().manual_seed(0))
         if self.device.type == "cpu":  # as in training
-            ids = data_stub.trim(ids)
+            ids = trim(ids)
             targets = targets[:, : ids.shape[1], : ids.shape[2]]
         self.ids = ids.to(self.device)
         self.targets = targets.to(self.device)

@@ -1,11 +1,12 @@
-"""The pre-training whose model comes with this repository: rendered words that become harder.
+"""Pre-train on rendered words that become harder.
 
     python -m experiments.curriculum                 # hours on a CPU; the same command goes on
 
 Every stage is a run of train_min.py on pictures of its own kind, which starts from the whole model
 of the stage before it. All stages have the 94 printable characters of ASCII. A stage that was
 interrupted goes on from its last checkpoint, and a stage that is done is not repeated. The stages
-are in runs/NAME-STAGE/, and the model is the checkpoint of the last one.
+are in runs/NAME-STAGE/, and the model is the checkpoint of the last one. weights/tiny.pt is that of
+the first stage, of version 0.3.0.
 
 Run this from the clone of the repository.
 """

@@ -42,6 +42,7 @@ from experiments.read import (
 )
 from readers.pictures import open_image
 from training import gallery
+from training.dataset import stretch
 from training.options import Parser, number
 from training.runs import one_line_errors
 from training.weights import load_model
@@ -111,7 +112,7 @@ def draw(
 def match(model: vlpt.VLPT, image: np.ndarray, words: Sequence[str]) -> dict[str, float]:
     """The probability of each word to belong to a picture, as the contrastive loss sees it."""
     alphabet = vlpt.Alphabet(model.config.alphabet)
-    square = data_stub.stretch(to_pixels(image), model.config.image_size)
+    square = stretch(to_pixels(image), model.config.image_size)
     feature, _, _ = model.encode_image(vlpt.normalize(square[None]))
     _, text = model.encode_text(torch.stack([alphabet.encode([word]) for word in words]))
     cosines = F.normalize(feature, dim=1) @ F.normalize(text, dim=1).T  # (1, words)

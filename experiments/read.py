@@ -32,6 +32,7 @@ import vlpt
 from experiments import curriculum
 from readers.pictures import is_picture, open_image
 from training import gallery, report
+from training.dataset import stretch, trim
 from training.options import Parser
 from training.runs import one_line_errors
 from training.weights import load_model
@@ -200,8 +201,8 @@ def read(model: vlpt.VLPT, image: np.ndarray, clozes: Sequence[Cloze]) -> list[R
     positions = torch.tensor([cloze.position for cloze in clozes])
     ids = torch.stack([alphabet.encode([cloze.word]) for cloze in clozes])
     ids[rows, positions, 0] = vlpt.MASK
-    ids = data_stub.trim(ids)
-    square = data_stub.stretch(to_pixels(image), model.config.image_size)
+    ids = trim(ids)
+    square = stretch(to_pixels(image), model.config.image_size)
     picture = vlpt.normalize(square[None])  # (1, 3, H, W)
     blank = torch.zeros_like(picture)  # the mean colour of training images
     char_features, _ = model.encode_text(ids)

@@ -71,8 +71,9 @@ import data_stub
 import train_min
 import vlpt
 from readers import open_source, read_alphabet
-from readers.augment import augment
+from training.augment import augment
 from training.data import make_loader, prepare, seed_of
+from training.dataset import Pretraining
 from training.init import load_init
 from training.options import Parser
 from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
@@ -628,14 +629,14 @@ class WithoutQuads(data_stub.Source):
 
 def open_pretraining(
     config: DataConfig, split: str, alphabet: str, count: int, seed: int, annotated: float = 1.0
-) -> data_stub.Pretraining:
+) -> Pretraining:
     """Open one half of a source; `count` is the number of rendered pictures."""
     spec = source_spec(config.data)
     source = open_source(spec, split, config.size, count, seed, config.scene)
     if config.data != "synth":
         source = WithoutQuads(source)
     training = split == "train"
-    return data_stub.Pretraining(
+    return Pretraining(
         source,
         vlpt.Alphabet(alphabet),
         config.size,
@@ -716,8 +717,8 @@ def start_from_trainer(model: vlpt.VLPT, options: Sequence[str], device: str, fo
 def run_trainer(
     model: vlpt.VLPT,
     stage: Stage,
-    train: Sequence[data_stub.Pretraining],
-    heldout: Sequence[data_stub.Pretraining],
+    train: Sequence[Pretraining],
+    heldout: Sequence[Pretraining],
     seed: int,
 ) -> tuple[int, list[dict[str, float]]]:
     """Train by the steps of train_min.py, one on each source in turn, and evaluate as it does.

@@ -8,7 +8,7 @@ import vlpt
 from data_stub import Source, is_learnable
 from readers.files import read_lines
 
-# What `notes` of a source and of `data_stub.Pretraining` count.
+# What `notes` of a source and of `training.dataset.Pretraining` count.
 EMPTY = "words that are empty"
 CUT = f"words cut to {vlpt.MAX_CHARS} characters"
 UNKNOWN = "words without a character of the alphabet"

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import data_stub
 import train_min
 import vlpt
+from training.dataset import Batch, trim
 from training.distributed import distribute, gather_outputs, rank, world_size
 from training.gradcache import cached_backward
 
@@ -71,7 +71,7 @@ def many_processes(contrastive, num_pieces):
     model = make_model(contrastive)
     trained = distribute(vlpt.MaskedOnly(model))
     images, ids, targets = (x.chunk(world_size())[rank()] for x in make_batch())
-    ids = data_stub.trim(ids)
+    ids = trim(ids)
     targets = targets[:, : ids.shape[1], : ids.shape[2]]
     if num_pieces == 1:
         output, targets = double_forward(trained, images, ids, targets)
@@ -90,7 +90,7 @@ def main():
 
     train_min.forward = double_forward
     images, ids = make_batch()[0][:4], make_ids()[[0, 2, 3, 4]]
-    heldout = [data_stub.Batch(images.roll(k, 0), ids.roll(k, 0), []) for k in range(5)]
+    heldout = [Batch(images.roll(k, 0), ids.roll(k, 0), []) for k in range(5)]
     evaluator = vlpt.MaskedOnly(make_model(True))
     evaluation = train_min.evaluate(evaluator, heldout, seed=0)
 

@@ -22,6 +22,7 @@ from readers.detection import open_detection
 from readers.folder import BAD_LINES, FEW_POINTS, MARKED, NO_LABEL, NO_PICTURE, NO_TEXT
 from tests import test_readers
 from tests.test_readers import FUZZ, changed
+from training.dataset import Pretraining
 
 ALPHABET = vlpt.Alphabet(vlpt.PRINTABLE + "中文")
 TRIANGLE = [[1, 1], [30, 1], [30, 20]]
@@ -86,7 +87,7 @@ class TestLSVT:
         alone = LSVT(root / "train_weak_labels.json")
         sample = alone[3]
         assert (len(alone), sample.words, sample.quads) == (9, ["weak3"], None)
-        data = ds.Pretraining(alone, ALPHABET, 32, 0)
+        data = Pretraining(alone, ALPHABET, 32, 0)
         assert ALPHABET.decode(data[0][1])[0].startswith("weak")
         with pytest.raises(ValueError, match="expected a quad for each word, got none"):
             open_detection(f"lsvt:{root / 'train_weak_labels.json'}", "train")[0]

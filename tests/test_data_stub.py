@@ -1,19 +1,16 @@
-"""Tests of data_stub.py: the renderer, its fonts, and what the model is trained on."""
+"""Tests of data_stub.py: the renderer and its fonts."""
 
-import dataclasses
 import os
 import string
 import subprocess
 import sys
 import zlib
-from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from fontTools.ttLib import TTFont
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -329,150 +326,3 @@ def depth(quad: np.ndarray, size: int) -> np.ndarray:
     return np.min(
         [(x - u) * p + (y - v) * q for (u, v), (p, q) in zip(quad, normal, strict=True)], 0
     )
-
-
-class TestPretraining:
-    def rendered(self, **changes) -> ds.Pretraining:
-        scene = ds.Scene(words=(4, 5), chars=(2, 3), height=(0.08, 0.1))
-        return ds.Pretraining(
-            ds.Rendered(96, 6, scene=scene), ALPHABET, 96, **{"seed": 0} | changes
-        )
-
-    def test_an_epoch_visits_every_picture_once_in_another_order(self):
-        data = self.rendered()
-        pictures = [ds.render(0, k, 96, scene=data.source.scene).image for k in range(6)]
-
-        def visited(k):
-            image = data[k][0].permute(1, 2, 0).numpy()
-            return next(i for i, p in enumerate(pictures) if np.array_equal(p, image))
-
-        epochs = [[visited(epoch * 6 + k) for k in range(6)] for epoch in range(3)]
-        assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
-        assert len({tuple(epoch) for epoch in epochs}) > 1
-
-    def test_up_to_three_words_are_drawn_anew_each_epoch(self):
-        data, drawn = self.rendered(), {}
-        for k in range(36):
-            words = ALPHABET.decode(data[k][1])
-            words = [w for w in words if w]
-            image = data[k][0].numpy().tobytes()
-            drawn.setdefault(image, []).append(tuple(words))
-        assert len(drawn) == 6
-        for index in range(6):
-            sample = ds.render(0, index, 96, scene=data.source.scene)
-            image = np.ascontiguousarray(sample.image.transpose(2, 0, 1)).tobytes()
-            for words in drawn[image]:
-                assert len(words) == min(3, len(sample.words))
-                assert not Counter(words) - Counter(sample.words)  # without replacement
-            if len(sample.words) > 3:
-                assert len(set(drawn[image])) > 1
-
-    def test_workers_change_no_byte(self):
-        batches = [
-            list(
-                DataLoader(
-                    self.rendered(),
-                    batch_sampler=[[0, 1, 2], [3, 4, 5], [6, 7]],
-                    num_workers=workers,
-                    collate_fn=ds.collate,
-                )
-            )
-            for workers in (0, 2)
-        ]
-        for one, two in zip(*batches, strict=True):
-            assert torch.equal(one.images, two.images) and torch.equal(one.ids, two.ids)
-        assert one.images.shape == (2, 3, 96, 96) and one.images.dtype == torch.uint8
-        assert one.ids.shape == (2, 25, 3) and one.ids.dtype == torch.int64
-
-    @settings(max_examples=25, deadline=None, derandomize=True)
-    @given(seed=st.integers(0, 2**31), sizes=st.tuples(st.integers(1, 200), st.integers(1, 200)))
-    def test_a_subset_is_the_same_for_a_seed_and_part_of_a_larger_one(self, seed, sizes):
-        small, large = sorted(sizes)
-
-        def chosen(size, seed):
-            source = ds.Rendered(32, 200)
-            return ds.Pretraining(source, ALPHABET, 32, seed, subset=size).indices.tolist()
-
-        assert chosen(small, seed) == chosen(small, seed) and len(chosen(small, seed)) == small
-        assert set(chosen(small, seed)) <= set(chosen(large, seed)) <= set(range(200))
-        assert chosen(100, seed) != chosen(100, seed + 1)
-
-    @settings(max_examples=25, deadline=None, derandomize=True)
-    @given(seed=st.integers(0, 2**31), count=st.integers(1, 9), share=st.floats(0.01, 1))
-    def test_each_picture_keeps_its_share_of_words_through_all_epochs(self, seed, count, share):
-        class Words(ds.Rendered):
-            def read(self, index, min_side=None):
-                words = [f"{index}-{k}" for k in range(count)]
-                return ds.Sample(np.zeros((32, 32, 3), np.uint8), words, None)
-
-        def seen(share):
-            data, words = ds.Pretraining(Words(32, 3), ALPHABET, 32, seed, annotated=share), {}
-            for k in range(3 * 30):
-                for word in filter(None, ALPHABET.decode(data[k][1])):
-                    words.setdefault(word[0], set()).add(word)
-            return words
-
-        kept, more = seen(share), seen(min(1, share + 0.3))
-        want = max(1, round(share * count))
-        assert sorted(kept) == ["0", "1", "2"] and all(len(x) == want for x in kept.values())
-        assert all(kept[picture] <= more[picture] for picture in kept)
-
-    def test_all_words_kept_is_the_run_without_the_option(self):
-        one, two = self.rendered(), self.rendered(annotated=1.0, subset=6)
-        for k in range(12):
-            assert torch.equal(one[k][0], two[k][0]) and torch.equal(one[k][1], two[k][1])
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"subset": 7}, "subset: expected 1 to 6 pictures, got 7"),
-            ({"subset": 0}, "subset: expected 1 to 6 pictures, got 0"),
-            ({"annotated": 0}, "annotated: expected above 0 and at most 1, got 0"),
-            ({"annotated": 1.5}, "annotated: expected .*, got 1.5"),
-        ],
-    )
-    def test_a_subset_or_share_that_cannot_be_is_named(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            self.rendered(**options)
-
-    def test_another_seed_is_another_run(self):
-        one, two = (
-            [tuple(ALPHABET.decode(self.rendered(seed=seed)[k][1])) for k in range(6)]
-            for seed in (0, 1)
-        )
-        assert one != two
-
-    def test_a_batch_of_which_nothing_can_be_read_is_empty(self):
-        batch = ds.collate(["a.png: not a readable picture", "b.png: not a readable picture"])
-        assert len(batch.images) == len(batch.ids) == 0 and len(batch.skipped) == 2
-
-
-class TestTrim:
-    def test_cuts_to_the_longest_word_and_the_most_words(self):
-        ids = torch.stack([ALPHABET.encode(["four", "two"]), ALPHABET.encode(["three"])])
-        assert ds.trim(ids).tolist() == ids[:, :5, :2].tolist()
-        assert ds.trim(torch.zeros(4, 25, 3, dtype=torch.long)).shape == (4, 1, 1)
-        full = torch.ones(2, 25, 3, dtype=torch.long)
-        assert ds.trim(full).shape == full.shape
-
-    def test_keeps_a_word_wherever_its_slot_is(self):
-        ids = torch.zeros(1, 25, 3, dtype=torch.long)
-        ids[0, :2, 2] = 5
-        assert ds.trim(ids).tolist() == ids[:, :2, :].tolist()
-
-    @pytest.mark.parametrize("kind", ["character", "sentence"])
-    def test_the_model_s_output_stays_the_same(self, kind):
-        """The untrimmed ids come with an image whose words fill all 25 x 3 slots."""
-        torch.manual_seed(0)
-        config = dataclasses.replace(vlpt.TINY, alphabet=vlpt.PRINTABLE, text_encoder=kind)
-        model = vlpt.VLPT(config).eval()
-        images = torch.randn(3, 3, 64, 64)
-        words = [["four", "two"], ["three"], ["x" * 25] * 3]
-        ids = torch.stack([ALPHABET.encode(each) for each in words])
-        trimmed = ds.trim(ids[:2])
-        with torch.no_grad():
-            short, full = model(images[:2], trimmed), model(images, ids)
-        torch.testing.assert_close(short.image, full.image[:2])
-        torch.testing.assert_close(short.text, full.text[:2])
-        known = trimmed != vlpt.PAD
-        torch.testing.assert_close(short.logits[known], full.logits[:2, :5, :2][known])

@@ -11,6 +11,7 @@ from PIL import Image
 import data_stub
 import vlpt
 from training import gallery, report
+from training.dataset import Pretraining
 
 DIGITS = vlpt.Alphabet("0123456789")
 
@@ -22,9 +23,9 @@ def model() -> vlpt.VLPT:
 
 
 @pytest.fixture(scope="module")
-def heldout() -> data_stub.Pretraining:
+def heldout() -> Pretraining:
     source = data_stub.Rendered(64, 24, 0, "heldout", data_stub.DIGITS)
-    return data_stub.Pretraining(source, DIGITS, 64, 0)
+    return Pretraining(source, DIGITS, 64, 0)
 
 
 @pytest.fixture(scope="module")
@@ -158,5 +159,5 @@ class TestRetrieval:
 
     def test_few_pictures_are_enough(self, model):
         source = data_stub.Rendered(64, 2, 0, "heldout", data_stub.DIGITS)
-        figure = gallery.retrieval_figure(model, data_stub.Pretraining(source, DIGITS, 64, 0))
+        figure = gallery.retrieval_figure(model, Pretraining(source, DIGITS, 64, 0))
         assert "2 held-out images" in figure.get_suptitle()

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import data_stub
 import train_min
 import vlpt
 from training import data
+from training.dataset import Batch
 from training.recompute import recompute
 from transfer import detect, heads, psenet
 from transfer.pyramid import DetectorConfig
@@ -72,7 +72,7 @@ def make_batch(words):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
     alphabet = vlpt.Alphabet(vlpt.TINY.alphabet)
-    batch = data_stub.Batch(images, torch.stack([alphabet.encode(w) for w in words]), [])
+    batch = Batch(images, torch.stack([alphabet.encode(w) for w in words]), [])
     return data.prepare(batch, 0, torch.device("cpu"))
 
 

@@ -49,6 +49,7 @@ from tests.test_readers import (
     make_totaltext,
     write_mat,
 )
+from training.dataset import Pretraining, collate
 
 ROOT = Path(ds.__file__).parent
 CASES = ROOT / "../shared/cases"
@@ -403,7 +404,7 @@ class TestUnreadable:
             assert sample.words == ["EXIT"], source
             assert source.notes[MARKED] == len(source)
             assert source.characters() == dict.fromkeys("EXIT", len(source))
-            data = ds.Pretraining(source, ALPHABET, 32, 0)
+            data = Pretraining(source, ALPHABET, 32, 0)
             assert data.notes[MARKED] == len(source)
             assert set(ALPHABET.decode(data[0][1])) == {"EXIT", ""}
             if sample.quads is not None:
@@ -502,8 +503,8 @@ class TestOutside:
             assert (sample.words, sample.outside) == (["w0"], 2), source
             assert np.array_equal(sample.quads, [inside])
             assert np.array_equal(sample.ignored, [partly])  # there is text, though no word
-            data = ds.Pretraining(source, ALPHABET, 32, 0)
-            batch = ds.collate([data[0]])
+            data = Pretraining(source, ALPHABET, 32, 0)
+            batch = collate([data[0]])
             assert batch.outside == 2
             assert sorted(ALPHABET.decode(batch.ids[0])) == ["", "", "w0"]
 
@@ -705,7 +706,7 @@ class TestTotalText:
     def test_its_words_can_be_learned(self, tmp_path):
         source = TotalText(make_totaltext(tmp_path, self.GOOD))
         assert source[0].quads.tolist() == [[[1, 1], [9, 1], [9, 9], [1, 9]]]  # a box around it
-        data = ds.Pretraining(source, ALPHABET, 32, 0)
+        data = Pretraining(source, ALPHABET, 32, 0)
         assert ALPHABET.decode(data[0][1])[0] == "good"
 
 

@@ -1,4 +1,4 @@
-"""Tests of readers/: the data sets, augmentation, alphabets, and `python -m readers`."""
+"""Tests of readers/: the data sets, alphabets, and `python -m readers`."""
 
 import json
 import os
@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.v2.functional as T
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import data_stub as ds
@@ -29,13 +28,12 @@ from readers import ICDAR2015, JsonLines, SynthText, open_source, read_alphabet,
 from readers import alphabet as alphabets
 from readers.__main__ import main
 from readers.alphabet import count_learnable
-from readers.augment import augment, colour_change, turn_pixels
 from readers.check import OUTSIDE, check
 from readers.detection import DetectionSample, FromSource, open_detection
 from readers.folder import MARKED
 from readers.pictures import open_image
 from readers.totaltext import TotalText
-from tests.test_data_stub import areas, depth
+from training.dataset import Pretraining, collate
 
 ROOT = Path(ds.__file__).parent
 REAL = Path(os.getenv("VLPT_ICDAR2015", ROOT / "../shared/data/icdar2015"))
@@ -358,7 +356,7 @@ class TestSynthText:
 
     def test_workers_map_the_index_themselves(self, tmp_path):
         write_synthtext(tmp_path, 12, seed=0, size=64)
-        data = ds.Pretraining(SynthText(tmp_path), ALPHABET, 64, 0)
+        data = Pretraining(SynthText(tmp_path), ALPHABET, 64, 0)
         assert len(pickle.dumps(data.source)) < 1000 < len(pickle.dumps(data)) < 10_000
         batches = [
             list(
@@ -366,7 +364,7 @@ class TestSynthText:
                     data,
                     batch_sampler=[range(4), range(4, 8)],
                     num_workers=count,
-                    collate_fn=ds.collate,
+                    collate_fn=collate,
                     multiprocessing_context=method,
                 )
             )
@@ -384,7 +382,7 @@ class TestSynthText:
         assert source[0].ignored[:, :, 0].tolist() == [[37, 45, 45, 37]]  # its part that is seen
         assert (source[1].words, source[1].outside, source[1].quads.shape) == ([], 1, (0, 4, 2))
         assert source[1].ignored.shape == (0, 4, 2)
-        batch = ds.collate([ds.Pretraining(source, ALPHABET, 32, 0)[k] for k in range(2)])
+        batch = collate([Pretraining(source, ALPHABET, 32, 0)[k] for k in range(2)])
         assert (len(batch.images), batch.outside) == (1, 1)
         assert batch.skipped == [
             f"{source.name(1)}: expected a usable word inside the picture, got none"
@@ -504,164 +502,6 @@ class TestDetection:
     def test_an_unknown_source_is_named(self, spec):
         with pytest.raises(ValueError, match=f"data: expected synth, .*, got '{spec}'"):
             open_detection(spec, "train")
-
-
-class TestTrainingOnFiles:
-    """What `data_stub.Pretraining` makes of real files, varied by `augment` or not."""
-
-    def folder(self, tmp_path: Path, words: list[list[str]]) -> Path:
-        """Each list is a training picture; a held-out one is added at the end."""
-        path = tmp_path / "d.jsonl"
-        lines = []
-        for k, each in enumerate([*words, ["held"]]):
-            Image.new("RGB", (50, 30), (k, k, k)).save(tmp_path / f"{k}.png")
-            lines.append(json.dumps({"image": f"{k}.png", "words": each}))
-        path.write_text("\n".join(lines))
-        return path
-
-    def test_words_that_cannot_be_learned_are_counted(self, tmp_path):
-        path = self.folder(
-            tmp_path, [["fine", "", "  ", "née", "two words"], ["x" * 40], [], ["é"]]
-        )
-        data = ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
-        assert data.notes == {
-            "words that are empty": 2,
-            "words without a character of the alphabet": 1,
-            "words with some characters outside the alphabet (kept)": 2,
-            "words cut to 25 characters": 1,
-            "pictures without a usable word": 2,
-        }
-        words = {frozenset(w for w in ALPHABET.decode(data[k][1]) if w) for k in range(2)}
-        assert words == {frozenset(["fine", "n\ufffde", "two\ufffdwords"]), frozenset(["x" * 25])}
-        assert data[0][0].shape == (3, 32, 32)
-
-    def test_large_jpegs_are_decoded_smaller_and_look_the_same(self, tmp_path):
-        picture = Image.fromarray(ds.render(0, 1, 512).image).resize((801, 600))
-        picture.save(tmp_path / "a.jpg", quality=95)
-        quads = [[[8, 16], [80, 16], [80, 64], [8, 64]]]
-        line = json.dumps({"image": "a.jpg", "words": ["one"], "quads": quads})
-        (tmp_path / "d.jsonl").write_text(f"{line}\n{line.replace('a.jpg', 'b.jpg')}")
-        source = JsonLines(tmp_path / "d.jsonl")
-        for least, scale in ((None, 1), (301, 1), (300, 2), (128, 4), (75, 8), (8, 8)):
-            sample = source.read(0, least)
-            assert sample.image.shape == (-(-600 // scale), -(-801 // scale), 3)
-            assert (sample.quads * scale).tolist() == quads
-        small = ds.Pretraining(source, ALPHABET, 128, 0)[0][0].permute(1, 2, 0).numpy()
-        plain = np.asarray(picture.resize((128, 128), Image.Resampling.BILINEAR))
-        assert abs(small.astype(int) - plain).mean() < 4
-
-    @settings(max_examples=60, deadline=None, derandomize=True)
-    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
-    @given(
-        seed=st.integers(0, 2**31),
-        shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),
-        at=st.tuples(st.floats(-0.08, 0.8), st.floats(-0.08, 0.8)),
-    )
-    def test_quads_go_with_the_picture_and_stay_in_view(self, seed, shape, at):
-        """A white block on black is, in the varied picture, where its quad says."""
-        left, top = np.multiply(at, shape).round()
-        quads = ds.box_corners(left, top, left + 20, top + 20)[None].astype(np.float32)
-        image = Image.new("L", shape)
-        ImageDraw.Draw(image).rectangle((left, top, left + 19, top + 19), 255)
-        pixels = torch.from_numpy(np.array(image)).expand(3, -1, -1)
-        pixels, moved = augment(pixels, quads, 128, np.random.default_rng(seed))
-        assert pixels.shape == (3, 128, 128) and moved.min() >= -1e-6 and moved.max() <= 128 + 1e-6
-        assert (areas(moved) > 0).all()  # never mirrored
-        light, inside = pixels.float().mean(0).numpy(), depth(moved[0], 128)
-        bright = light > (light.min() + light.max()) / 2
-        assert bright[inside > 1.5].all() and not bright[inside < -1.5].any()
-
-    def test_pictures_vary_by_seed_and_number_and_words_do_not(self, tmp_path):
-        write_synthtext(tmp_path, 12, seed=0, size=96)
-        source = SynthText(tmp_path)
-
-        def items(workers=0, seed=0, change=augment):
-            data = ds.Pretraining(source, ALPHABET, 64, seed, augment=change)
-            return next(
-                iter(
-                    DataLoader(
-                        data, batch_sampler=[range(20)], num_workers=workers, collate_fn=ds.collate
-                    )
-                )
-            )
-
-        one, two, plain, other = items(), items(2), items(change=None), items(seed=1)
-        assert torch.equal(one.images, two.images) and torch.equal(one.ids, plain.ids)
-        assert not torch.equal(one.images, other.images)
-        difference = (one.images.int() - plain.images.int()).abs().float().mean((1, 2, 3))
-        assert difference.min() > 2 and difference.mean() < 60
-
-    @settings(max_examples=50, deadline=None, derandomize=True)
-    @given(seed=st.integers(0, 2**31))
-    def test_colours_change_as_torchvision_changes_them_one_after_the_other(self, seed):
-        rng = np.random.default_rng(seed)
-        colours = torch.from_numpy(rng.uniform(0.3, 0.6, (3, 8, 8))).float()  # nothing is clipped
-        mean = colours.mean((1, 2))
-        matrix, level = colour_change(np.random.default_rng(seed), mean)
-        changed = matrix @ (colours.flatten(1) - mean[:, None]) + level[:, None]
-        factors = np.random.default_rng(seed).uniform(0.7, 1.3, 3).tolist()
-        want = colours
-        for adjust, factor in zip(
-            (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation), factors, strict=True
-        ):
-            want = adjust(want, factor)
-        torch.testing.assert_close(changed.view_as(colours), want, rtol=0, atol=1e-3)
-
-    @pytest.mark.parametrize("size", [33, 64])
-    @pytest.mark.parametrize("angle", [-5.0, 0.3, 5.0, 90.0])
-    def test_a_picture_turns_as_torchvision_turns_it(self, size, angle):
-        square = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0)) - 0.4
-        want = T.rotate(square, angle, T.InterpolationMode.BILINEAR)
-        torch.testing.assert_close(turn_pixels(square, angle), want, rtol=0, atol=1e-4)
-
-    def test_a_picture_whose_colours_keep_their_values_stays_the_same(self):
-        class Unchanged(np.random.Generator):
-            def uniform(self, *_: object) -> np.ndarray:
-                return np.ones(3)
-
-        pixels = torch.arange(3 * 16 * 16).mul(7).remainder(256).to(torch.uint8).view(3, 16, 16)
-        varied, _ = augment(pixels, None, 16, Unchanged(np.random.PCG64(0)))
-        assert torch.equal(varied, pixels)
-
-    def test_without_quads_only_colours_vary(self):
-        pixels = torch.tensor([40, 200], dtype=torch.uint8).repeat_interleave(32)
-        pixels = pixels[None, :, None].expand(3, 64, 2)
-        for seed in range(20):
-            varied, quads = augment(pixels, None, 64, np.random.default_rng(seed))
-            rows = varied.permute(1, 2, 0).numpy().astype(int)
-            assert quads is None and (rows == rows[:, :1]).all()
-            assert len(np.unique(np.delete(rows, range(28, 36), 0))) == 2  # the edge where it was
-
-    def test_nothing_usable_at_all_is_an_error(self, tmp_path):
-        path = self.folder(tmp_path, [["é"], []])
-        with pytest.raises(
-            ValueError, match=r"d\.jsonl: expected a word with a character of the alphabet"
-        ):
-            ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
-
-    @pytest.mark.parametrize("damage", ["garbage", "truncated", "missing", "empty", "folder"])
-    def test_a_picture_that_cannot_be_read_is_skipped_and_named(self, tmp_path, damage):
-        path = self.folder(tmp_path, [["one"], ["two"], ["three"]])
-        picture = tmp_path / "1.png"
-        content = picture.read_bytes()
-        picture.unlink()
-        if damage == "folder":
-            picture.mkdir()
-        elif damage != "missing":
-            cut = {"garbage": b"not a picture", "truncated": content[:-30], "empty": b""}
-            picture.write_bytes(cut[damage])
-        data = ds.Pretraining(JsonLines(path), ALPHABET, 32, 0)
-        batch = ds.collate([data[k] for k in range(3)])
-        assert len(batch.images) == len(batch.ids) == 2 and len(batch.skipped) == 1
-        assert "1.png: not a readable picture" in batch.skipped[0]
-
-    @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
-    def test_pictures_of_any_mode_become_rgb(self, tmp_path, mode):
-        path = self.folder(tmp_path, [["one"]])
-        name = "0.tif" if mode == "CMYK" else "0.png"
-        Image.new(mode, (50, 30)).save(tmp_path / name)
-        path.write_text(path.read_text().replace("0.png", name))
-        assert JsonLines(path)[0].image.shape == (30, 50, 3)
 
 
 class TestAlphabets:
@@ -949,8 +789,8 @@ class TestFuzz:
     def use(self, spec: str, names: str) -> None:
         try:
             report = check(spec)
-            data = ds.Pretraining(open_source(spec, "train", 32, 9), ALPHABET, 32, 0)
-            batch = ds.collate([data[k] for k in range(len(data.indices))])
+            data = Pretraining(open_source(spec, "train", 32, 9), ALPHABET, 32, 0)
+            batch = collate([data[k] for k in range(len(data.indices))])
         except (ValueError, OSError) as error:
             assert re.search(names, str(error)), error
         else:

@@ -27,6 +27,7 @@ import data_stub
 import readers
 import vlpt
 from training import gallery, report
+from training.dataset import Pretraining
 
 STEPS = [
     {
@@ -93,10 +94,10 @@ def write_run(folder: Path, *, ended: bool = True, log: str | None = None, **arg
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[vlpt.VLPT, data_stub.Pretraining]:
+def digits() -> tuple[vlpt.VLPT, Pretraining]:
     torch.manual_seed(0)
     source = readers.open_source("synth", "heldout", 64, 16, 0, data_stub.DIGITS)
-    return vlpt.VLPT(vlpt.TINY), data_stub.Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
+    return vlpt.VLPT(vlpt.TINY), Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
 
 
 def photographs(folder: Path, words: list[str], **changes: object):
@@ -111,7 +112,7 @@ def photographs(folder: Path, words: list[str], **changes: object):
     size |= {"backbone_size": {"width": 16, "layers": (1,)}, "text_layers": 1}
     model = vlpt.VLPT(vlpt.Config(alphabet=chars, **size | changes))
     source = readers.JsonLines(folder / "d.jsonl")
-    return model, data_stub.Pretraining(source, vlpt.Alphabet(chars), 64, 0)
+    return model, Pretraining(source, vlpt.Alphabet(chars), 64, 0)
 
 
 def titles(figure) -> list[str]:

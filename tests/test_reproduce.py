@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 
-import data_stub
 import train_min
 import vlpt
 from experiments import reproduce
 from experiments.fake_lsvt import fake_lsvt
 from readers import LSVT
+from training.dataset import Pretraining
 
 SMOKE = reproduce.SCALES["smoke"]
 
@@ -195,10 +195,10 @@ class TestPretraining:
         assert begun == [["--resume", "--name", "reproduce/smoke/start"]]
 
     def test_an_unreadable_picture_is_replaced_and_counted(self, inside, monkeypatch):
-        read = data_stub.Pretraining.__getitem__
+        read = Pretraining.__getitem__
         broken = [0, 3]
         monkeypatch.setattr(
-            data_stub.Pretraining,
+            Pretraining,
             "__getitem__",
             lambda data, k: "cut short" if k in broken and data.augment else read(data, k),
         )

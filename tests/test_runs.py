@@ -27,6 +27,7 @@ import train_min
 import vlpt
 from experiments.fake_synthtext import write_synthtext
 from training import data, report, runs
+from training.dataset import Pretraining
 from training.log import Log, NonFinite, name_pictures
 
 ROOT = Path(__file__).parent.parent
@@ -418,7 +419,7 @@ class TestFaults:
     def test_a_picture_broken_in_the_middle_is_replaced_by_the_next(self, tmp_path, capsys):
         write_synthtext("st", 100, seed=0, size=64)
         source = readers.SynthText("st")
-        half = data_stub.Pretraining(source, vlpt.Alphabet(), 64, 0)
+        half = Pretraining(source, vlpt.Alphabet(), 64, 0)
         Path("st", source.name(half.index(20))).write_bytes(b"broken")
         item = data.SkipUnreadable(half)[20]
         assert len(item) == 2 and "not a readable picture" in item[0]
@@ -505,7 +506,7 @@ class TestNumerics:
 
     def test_long_lists_of_pictures_are_cut(self):
         source = data_stub.Rendered(64, 20, scene=data_stub.DIGITS)
-        half = data_stub.Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
+        half = Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
         with pytest.raises(NonFinite, match=r"step 2 with .*, and 2 more; the last"):
             with name_pictures(half, 10):
                 raise NonFinite(20, {"char": float("nan")})

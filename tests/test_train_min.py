@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
 
@@ -30,6 +31,7 @@ import vlpt
 from experiments.fake_synthtext import write_synthtext
 from tests.conftest import QUICK
 from training import data, init, log, report, runs
+from training.dataset import Batch, Pretraining
 from training.gradcache import cached_backward
 from training.log import Log
 from training.retrieval import unmasked_words
@@ -62,14 +64,14 @@ class Seer(torch.nn.Module):
         return vlpt.Output(image, word, logits, self.logit_scale), masked_targets
 
 
-def seer_batch(characters: list[int]) -> data_stub.Batch:
+def seer_batch(characters: list[int]) -> Batch:
     """Words of twice the same character, so that either may be hidden and the other tells it."""
     ids = torch.zeros(len(characters), 25, 3, dtype=torch.long)
     images = torch.zeros(len(characters), 3, 4, 4, dtype=torch.uint8)
     for b, character in enumerate(characters):
         ids[b, 0, 0] = character
         images[b, 0] = character
-    return data_stub.Batch(images, ids, [])
+    return Batch(images, ids, [])
 
 
 class TestParts:
@@ -241,7 +243,7 @@ class TestData:
     @pytest.mark.parametrize("device", ["cpu", "meta"])
     def test_words_are_trimmed_on_a_cpu_only_and_the_same_characters_masked(self, device):
         ids = torch.stack([vlpt.Alphabet().encode(["abc", "de"]), vlpt.Alphabet().encode(["f"])])
-        batch = data_stub.Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ids, [])
+        batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ids, [])
         images, masked, targets = data.prepare(batch, 5, torch.device(device))
         assert images.device.type == masked.device.type == device
         if device == "meta":
@@ -268,9 +270,32 @@ class TestData:
         assert not capsys.readouterr().out
         assert data.fitting_workers(4, 16, 512, "/") == 1
         out = capsys.readouterr().out
-        assert "warning: / has 64 MiB free, and 4 workers need 144 MiB; going on with 1" in out
+        assert "/ has 64 MiB free for a process, and 4 workers need 144 MiB; going on with 1" in out
         assert data.fitting_workers(4, 64, 512, "/") == 0
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # processes that share it
+        assert data.fitting_workers(4, 16, 512, "/") == 0
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
         assert data.fitting_workers(4, 64, 512, "/nowhere") == 4
+
+    def test_held_out_batches_are_the_same_whoever_loads_them_and_leave_shared_memory(self):
+        source = data_stub.Rendered(32, 70, 0, "heldout", data_stub.DIGITS)
+        heldout = Pretraining(source, vlpt.Alphabet("0123456789"), 32, 0)
+        alone, loaded = (data.evaluation_batches(heldout, 70, 8, workers) for workers in (0, 1))
+        assert [len(each.images) for each in alone] == [9] * 6 + [8] * 2
+        for one, other in zip(alone, loaded, strict=True):
+            assert one.images.equal(other.images) and one.ids.equal(other.ids)
+            assert not other.images.is_shared() and not other.ids.is_shared()
+
+    def test_held_out_batches_get_the_workers_that_shared_memory_holds(self, monkeypatch):
+        usage = shutil.disk_usage("/")._replace(free=2**20)  # for three batches of 64, 32 x 32
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        used = []
+        monkeypatch.setattr(data, "make_loader", lambda *args: used.append(args[2]) or [])
+        source = data_stub.Rendered(32, 128, 0, "heldout", data_stub.DIGITS)
+        heldout = Pretraining(source, vlpt.Alphabet("0123456789"), 32, 0)
+        for batch in (4, 64):
+            data.evaluation_batches(heldout, 128, batch, 4)
+        assert used == [4, 1]
 
     def test_the_entropy_of_the_characters_is_that_of_the_words(self, tmp_path):
         for k in range(11):
@@ -278,13 +303,13 @@ class TestData:
         lines = [{"image": f"{k}.png", "words": ["aab", "!"]} for k in range(11)]
         (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
         source = readers.JsonLines(tmp_path / "d.jsonl")
-        words = data_stub.Pretraining(source, vlpt.Alphabet("abc"), 64, 0)
+        words = Pretraining(source, vlpt.Alphabet("abc"), 64, 0)
         entropy = -2 / 3 * math.log(2 / 3) - 1 / 3 * math.log(1 / 3)
         assert data.character_entropy(words) == pytest.approx(entropy)
 
     def test_the_entropy_of_rendered_digits_is_that_of_ten_equal_ones(self):
         source = data_stub.Rendered(64, 10, scene=data_stub.DIGITS)
-        digits = data_stub.Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
+        digits = Pretraining(source, vlpt.Alphabet("0123456789"), 64, 0)
         assert data.character_entropy(digits) == pytest.approx(math.log(10), abs=2e-3)
 
 
@@ -314,6 +339,20 @@ class TestRuns:
         head = next(line for line in lines if line.endswith("  wait"))
         rows = [line for line in lines if line.count("|") == 1 and line != head]
         assert len(rows) == 4 and {len(row) for row in rows} == {len(head)}
+
+    @pytest.mark.usefixtures("no_figures")
+    def test_held_out_pictures_are_read_once_for_all_evaluations(self, monkeypatch):
+        counts = Counter()
+        read = data_stub.Rendered.read
+
+        def counted(source, index, min_side=None):
+            counts[source.split, index] += 1
+            return read(source, index, min_side)
+
+        monkeypatch.setattr(data_stub.Rendered, "read", counted)
+        monkeypatch.setattr(Log, "reading", lambda *_: None)  # looks at a few of them again
+        train_min.main(QUICK)
+        assert [counts["heldout", index] for index in range(16)] == [1] * 16
 
     def test_a_run_shorter_than_its_warm_up_is_said(self, quick_run):
         message = "the run's 4 steps are all part of its 150 steps of warm-up"
@@ -547,7 +586,7 @@ class TestRuns:
         assert f"{math.log(len(chars)):.3f}" in capsys.readouterr().out
         vlpt.VLPT(vlpt.Config(**checkpoint["config"])).load_state_dict(checkpoint["state_dict"])
         source, alphabet = readers.JsonLines("d.jsonl"), vlpt.Alphabet(chars)
-        pretraining = data_stub.Pretraining(source, alphabet, 64, seed=0)
+        pretraining = Pretraining(source, alphabet, 64, seed=0)
         ids = torch.stack([pretraining[k][1] for k in range(36)])
         assert {w for k in range(36) for w in alphabet.decode(ids[k])} == set(words)
         assert (ids != vlpt.UNK).all() and not pretraining.notes
@@ -603,7 +642,7 @@ class TestRuns:
 
     def test_many_broken_ones_in_a_row_are_told_as_that(self):
         write_synthtext("st", 400, seed=0, size=64)
-        half = data_stub.Pretraining(readers.SynthText("st"), vlpt.Alphabet(), 64, 0)
+        half = Pretraining(readers.SynthText("st"), vlpt.Alphabet(), 64, 0)
         for k in range(300, 300 + data.MAX_ATTEMPTS):  # tried 8 + 7 + 6 + 5 times, of 304: no tenth
             Path("st", half.source.name(half.index(k))).unlink()
         message = (

@@ -1,7 +1,8 @@
 """Loading batches: worker processes, pictures that cannot be read, and the way to the device.
 
-`data_stub.Pretraining` decides that a picture is skipped, this file puts another one in its place,
-and `training.log.Log` counts it and writes the reason to log.jsonl (docs/data.md, docs/runs.md).
+`training.dataset.Pretraining` decides that a picture is skipped, this file puts another one in its
+place, and `training.log.Log` counts it and writes the reason to log.jsonl (docs/data.md,
+docs/runs.md).
 """
 
 import argparse
@@ -23,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 import data_stub
 import readers
 import vlpt
-from readers.augment import augment
+from training.augment import augment
+from training.dataset import Batch, Item, Pretraining, collate, trim
 from training.distributed import print_rank0, rank, world_size
 
 MAX_ATTEMPTS = 8  # pictures in a row that are tried for one place in a batch
@@ -32,7 +34,7 @@ MAX_UNREADABLE = 0.1  # share of the training pictures; ten are always allowed
 
 def open_data(
     args: argparse.Namespace, config: vlpt.Config, scene: data_stub.Scene
-) -> tuple[data_stub.Pretraining, data_stub.Pretraining]:
+) -> tuple[Pretraining, Pretraining]:
     """Open the training half and the held-out half of --data.
 
     Raises:
@@ -41,17 +43,15 @@ def open_data(
     alphabet, size, seed = vlpt.Alphabet(config.alphabet), config.image_size, args.seed
     source = readers.open_source(args.data, "train", size, args.samples, seed, scene)
     vary = None if args.data == "synth" else augment  # rendered pictures vary enough
-    train = data_stub.Pretraining(
-        source, alphabet, size, seed, args.subset, args.annotated, augment=vary
-    )
+    train = Pretraining(source, alphabet, size, seed, args.subset, args.annotated, augment=vary)
     source = readers.open_source(args.data, "heldout", size, args.eval, seed, scene)
-    heldout = data_stub.Pretraining(source, alphabet, size, seed)
+    heldout = Pretraining(source, alphabet, size, seed)
     if len(heldout.indices) < 2:
         raise ValueError(f"{args.data}: expected at least 2 usable held-out pictures, got 1")
     return train, heldout
 
 
-def describe(data: data_stub.Pretraining) -> str:
+def describe(data: Pretraining) -> str:
     """How many pictures there are, and what was left out."""
     notes = "; ".join(f"{count:,} {what}" for what, count in data.notes.items())
     pictures = f"{len(data.indices):,} pictures of {data.source.root}"
@@ -64,11 +64,11 @@ class SkipUnreadable(Dataset[Any]):
     Each item is a list: the reasons why pictures could not be read, and then the picture.
     """
 
-    def __init__(self, data: data_stub.Pretraining) -> None:
+    def __init__(self, data: Pretraining) -> None:
         self.data = data
 
-    def __getitem__(self, k: int) -> list[data_stub.Item]:
-        attempts: list[data_stub.Item] = []
+    def __getitem__(self, k: int) -> list[Item]:
+        attempts: list[Item] = []
         for offset in range(MAX_ATTEMPTS):
             attempts.append(self.data[k + offset])
             if not isinstance(attempts[-1], str):
@@ -76,8 +76,8 @@ class SkipUnreadable(Dataset[Any]):
         return attempts
 
 
-def collate_attempts(items: list[list[data_stub.Item]]) -> data_stub.Batch:
-    return data_stub.collate(list(chain.from_iterable(items)))
+def collate_attempts(items: list[list[Item]]) -> Batch:
+    return collate(list(chain.from_iterable(items)))
 
 
 def init_worker(_worker: int) -> None:
@@ -88,8 +88,8 @@ def init_worker(_worker: int) -> None:
 
 
 def make_loader(
-    data: data_stub.Pretraining, batches: Iterable[Any], workers: int, train: bool = False
-) -> Iterator[data_stub.Batch]:
+    data: Pretraining, batches: Iterable[Any], workers: int, train: bool = False
+) -> Iterator[Batch]:
     """Load batches.
 
     Args:
@@ -103,7 +103,7 @@ def make_loader(
         SkipUnreadable(data) if train else data,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate_attempts if train else data_stub.collate,
+        collate_fn=collate_attempts if train else collate,
         worker_init_fn=init_worker,
         pin_memory=torch.cuda.is_initialized(),
     )
@@ -127,8 +127,8 @@ def make_loader(
 
 
 def training_batches(
-    data: data_stub.Pretraining, batch: int, first_step: int, steps: int, workers: int
-) -> Generator[data_stub.Batch, None, None]:
+    data: Pretraining, batch: int, first_step: int, steps: int, workers: int
+) -> Generator[Batch, None, None]:
     """This process's part of the batch of each step from `first_step` to `steps`, from 1.
 
     Raises:
@@ -154,16 +154,27 @@ def training_batches(
         yield loaded
 
 
-def evaluation_batches(
-    heldout: data_stub.Pretraining, count: int, batch: int, workers: int
-) -> Iterator[data_stub.Batch]:
-    """The first `count` held-out pictures; with W processes, every W-th batch of them.
+def evaluation_batches(heldout: Pretraining, count: int, batch: int, workers: int) -> list[Batch]:
+    """Load the first `count` held-out pictures, once for all evaluations of a run.
 
-    Batches are the same for any number of processes, and at least 64 or a training batch.
+    Args:
+        count: pictures in all processes together; 1,024 of 512 x 512 pixels take 0.8 GB.
+        batch: the pictures of a training step, in all processes together.
+    Returns:
+        With W processes, every W-th batch. The batches do not depend on W. Each has at least
+        min(batch, 64) pictures, if there are so many, less those that cannot be read.
     """
     count = min(count, len(heldout.indices))
     keys = np.array_split(np.arange(count), max(1, count // min(batch, 64)))
-    return make_loader(heldout, keys[rank() :: world_size()], workers)
+    workers = fitting_workers(workers, len(keys[0]), heldout.size)  # no batch is larger
+    loaded = make_loader(heldout, keys[rank() :: world_size()], workers)
+    return [out_of_shared_memory(each) for each in loaded]
+
+
+def out_of_shared_memory(batch: Batch) -> Batch:
+    """Copy what workers passed on, because /dev/shm may be small (see `fitting_workers`)."""
+    images, ids = (x.clone() if x.is_shared() else x for x in (batch.images, batch.ids))
+    return batch._replace(images=images, ids=ids)
 
 
 def seed_of(*key: int) -> int:
@@ -171,14 +182,12 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def prepare(
-    batch: data_stub.Batch, seed: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(batch: Batch, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Mask a character of each word, and send images, masked ids and targets to the device."""
     generator = torch.Generator().manual_seed(seed)
     ids, targets = vlpt.mask_one_char(batch.ids, generator)
     if device.type == "cpu":  # for speed; a GPU prefers shapes that never change
-        ids = data_stub.trim(ids)
+        ids = trim(ids)
         targets = targets[:, : ids.shape[1], : ids.shape[2]]
     images, ids, targets = (to_device(x, device) for x in (batch.images, ids, targets))
     return images, ids, targets
@@ -197,8 +206,12 @@ def default_workers(device: torch.device) -> int:
         return 1
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    share = (cores - 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, share))
+    return max(1, min(16, (cores - 2) // local_world_size()))
+
+
+def local_world_size() -> int:
+    """The number of processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def fitting_workers(workers: int, batch: int, image_size: int, shm: str = "/dev/shm") -> int:
@@ -211,18 +224,18 @@ def fitting_workers(workers: int, batch: int, image_size: int, shm: str = "/dev/
     if not os.path.isdir(shm):
         return workers
     batch_bytes = batch * (3 * image_size**2 + 8 * vlpt.MAX_CHARS * vlpt.MAX_WORDS)
-    free = shutil.disk_usage(shm).free
+    free = shutil.disk_usage(shm).free // local_world_size()
     fitting = min(workers, free // (3 * batch_bytes))
     if fitting < workers:
         print_rank0(
-            f"warning: {shm} has {free / 2**20:,.0f} MiB free, and {workers} workers need "
-            f"{3 * workers * batch_bytes / 2**20:,.0f} MiB; going on with {fitting} workers. "
+            f"warning: {shm} has {free / 2**20:,.0f} MiB free for a process, and {workers} workers "
+            f"need {3 * workers * batch_bytes / 2**20:,.0f} MiB; going on with {fitting} workers. "
             "In a container, give it more, for example by docker run --shm-size 8g"
         )
     return fitting
 
 
-def character_entropy(data: data_stub.Pretraining) -> float:
+def character_entropy(data: Pretraining) -> float:
     """The entropy in nats of the learnable characters in the words of a source.
 
     It is the value of L_cls for guesses by frequency alone, without a look at the image.

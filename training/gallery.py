@@ -26,8 +26,8 @@ from matplotlib.font_manager import fontManager, get_font
 from PIL import Image
 from torch import Tensor
 
-import data_stub
 import vlpt
+from training.dataset import Pretraining
 
 RIGHT, WRONG = "#1a7f37", "#c0241c"  # colours of what is read
 WATCHED = 3  # images that are read at each evaluation of a run
@@ -96,7 +96,7 @@ def color_of(is_right: bool) -> str:
     return RIGHT if is_right else WRONG
 
 
-def first_pictures(heldout: data_stub.Pretraining, count: int) -> list[tuple[Tensor, Tensor]]:
+def first_pictures(heldout: Pretraining, count: int) -> list[tuple[Tensor, Tensor]]:
     """The first readable held-out images, at most `count`, and their ids.
 
     Raises:
@@ -163,7 +163,7 @@ def read_char(alphabet: vlpt.Alphabet, shares: Tensor) -> str:
 
 
 @matplotlib.style.context("default")
-def attention_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining, pictures: int = 6) -> Figure:
+def attention_figure(model: vlpt.VLPT, heldout: Pretraining, pictures: int = 6) -> Figure:
     """Which letter looks where: a row a picture, a column for each hidden character of its word."""
     chosen = first_pictures(heldout, pictures)
     alphabet = heldout.alphabet
@@ -221,7 +221,7 @@ def shrink_titles(figure: Figure, grid: np.ndarray) -> None:
 # ---- Watching a run learn ----------------------------------------------------------------------
 
 
-def watch(model: vlpt.VLPT, heldout: data_stub.Pretraining) -> list[dict[str, Any]]:
+def watch(model: vlpt.VLPT, heldout: Pretraining) -> list[dict[str, Any]]:
     """Read the same few held-out images as at every other evaluation of a run.
 
     Returns:
@@ -265,9 +265,7 @@ def draw_watched(
 
 
 @matplotlib.style.context("default")
-def learning_figure(
-    heldout: data_stub.Pretraining, readings: Sequence[Mapping[str, Any]]
-) -> Figure:
+def learning_figure(heldout: Pretraining, readings: Sequence[Mapping[str, Any]]) -> Figure:
     """A strip over time: a row for each watched image, a column for each evaluation of a run.
 
     Args:
@@ -303,7 +301,7 @@ def learning_figure(
 
 
 @matplotlib.style.context("default")
-def watched_figure(heldout: data_stub.Pretraining, reading: Mapping[str, Any]) -> Figure:
+def watched_figure(heldout: Pretraining, reading: Mapping[str, Any]) -> Figure:
     """One moment of a run: a row for each watched image, a column for each hidden character."""
     pictures = first_pictures(heldout, WATCHED)
     fonts, missing = find_fonts(heldout.alphabet.chars)
@@ -328,9 +326,7 @@ def watched_figure(heldout: data_stub.Pretraining, reading: Mapping[str, Any]) -
     return figure
 
 
-def save_animation(
-    path: Path, heldout: data_stub.Pretraining, readings: Sequence[Mapping[str, Any]]
-) -> None:
+def save_animation(path: Path, heldout: Pretraining, readings: Sequence[Mapping[str, Any]]) -> None:
     """Write an animated GIF, with a frame for each evaluation of a run and a pause at the end."""
     frames = []
     for reading in readings:
@@ -366,7 +362,7 @@ def retrieval_features(
 
 
 @matplotlib.style.context("default")
-def retrieval_figure(model: vlpt.VLPT, heldout: data_stub.Pretraining) -> Figure:
+def retrieval_figure(model: vlpt.VLPT, heldout: Pretraining) -> Figure:
     """The word sets nearest to some images, and the images nearest to some words.
 
     The image's own words, and the images with just these words, are marked. The words are whole,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data_stub
 import vlpt
+from training.dataset import Pretraining
 from training.distributed import all_gather_lists, all_reduce, print_rank0, rank
 from training.runs import warn_only
 
@@ -41,7 +41,7 @@ class NonFinite(FloatingPointError):
 
 
 @contextmanager
-def name_pictures(data: data_stub.Pretraining, batch: int, shown: int = 8) -> Iterator[None]:
+def name_pictures(data: Pretraining, batch: int, shown: int = 8) -> Iterator[None]:
     """Add to a `NonFinite` of the block which step it was, and which pictures were in its batch."""
     try:
         yield
@@ -246,7 +246,7 @@ class Log:
         shares = " ".join(f"{result[key]:6.3f}" for key in ("acc_right", "acc_other", "i2t", "t2i"))
         return f"{line}{' ' * 9}{shares} {speed:6.0f} {wait:6.2f}"
 
-    def reading(self, samples: int, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
+    def reading(self, samples: int, model: vlpt.VLPT, heldout: Pretraining) -> None:
         """Log what the model reads in a few held-out images; for TensorBoard, where it looks."""
         if self.path is None:
             return

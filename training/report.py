@@ -27,9 +27,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-import data_stub
 import vlpt
 from training import gallery
+from training.dataset import Pretraining
 from training.gallery import find_fonts, spell_out
 from training.options import Parser
 
@@ -272,14 +272,14 @@ def plot_losses(
 
 
 @matplotlib.style.context("default")
-def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: data_stub.Pretraining) -> None:
+def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: Pretraining) -> None:
     gallery.attention_figure(model, heldout).savefig(path, dpi=110)
 
 
 def draw_all(
     out: Path,
     model: vlpt.VLPT,
-    heldout: data_stub.Pretraining,
+    heldout: Pretraining,
     steps: Sequence[Row],
     evaluations: Sequence[Row],
     chance: tuple[float, float],

@@ -28,6 +28,7 @@ import train_min
 import vlpt
 from experiments.gpu.programme import NUMBERS, SHORT, Programme, Result, Sizes
 from training import data
+from training.dataset import Pretraining
 from training.weights import save_model
 
 SEED = 0
@@ -228,7 +229,7 @@ def pretrain(programme: Programme, seconds: float) -> Result:
     torch.backends.cudnn.benchmark |= device.type == "cuda"
     model = vlpt.VLPT(sizes.config).to(device).to(memory_format=torch.channels_last)
     found = train(model, sizes, device, seconds)
-    heldout = data_stub.Pretraining(
+    heldout = Pretraining(
         data_stub.Rendered(sizes.config.image_size, sizes.heldout, split="heldout"),
         vlpt.Alphabet(sizes.config.alphabet),
         sizes.config.image_size,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_stub import luminance, stretch
+from data_stub import luminance
+from training.dataset import stretch
 
 MAX_CUT = 0.15  # of each side
 MAX_TURN = 5.0  # degrees
@@ -21,16 +22,19 @@ def augment(
     """Vary a picture and make it a square.
 
     Brightness, contrast and colour always change. Where there are quads, up to 15 % is cut off
-    each side and the rest is turned by up to 5 degrees, as long as they stay in view.
+    each side, but nothing of a quad. The rest is turned by up to 5 degrees, unless that would move
+    a quad out of view.
 
     Args: pixels, (3, H, W) uint8; quads, (words, 4, 2) or None; size, of the square in pixels.
     Returns: (3, size, size) uint8, and the quads in it.
-    Note (D11): the released code crops 95 % to 100 % of the area, words or not, and does no more.
+    Note (D11): the released code keeps 95 % to 100 % of the area, or less of a photograph wider
+        than 4:3, even if this cuts words off, and changes nothing else.
     """
     angle = 0.0
     if quads is not None:
         pixels, quads = crop(pixels, quads, rng)
-        quads = quads * size / pixels.shape[:0:-1]
+        height, width = pixels.shape[1:]
+        quads = quads * size / (width, height)
         angle = rng.uniform(-MAX_TURN, MAX_TURN)
         turned = turn_quads(quads, angle, size)
         if turned.min() >= 0 and turned.max() <= size:
@@ -50,7 +54,8 @@ def augment(
 
 def crop(pixels: Tensor, quads: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
     """Cut off a random part of each side that has no quad in it."""
-    whole = np.array(pixels.shape[:0:-1])  # width, height
+    height, width = pixels.shape[1:]
+    whole = np.array([width, height])
     quads = quads.clip(0, whole)
     room = np.stack([quads.min((0, 1)), whole - quads.max((0, 1))])
     cut = rng.uniform(0, np.minimum(room, MAX_CUT * whole)).astype(int)
