@@ -1,12 +1,12 @@
 """Does pre-training give better features, or a head start? Detectors with 1 to 8 times the crops.
 
-    python -m experiments.ladder run PATH --init runs/curriculum-scenes    # PATH: ICDAR 2015
-    python -m experiments.ladder run PATH                 # the arm from scratch alone
+    python -m experiments.ladder run PATH                 # the arm from scratch; PATH: ICDAR 2015
+    python -m experiments.ladder run PATH --init runs/curriculum-two-words    # the pre-trained arm
     python -m experiments.ladder run PATH --dry-run       # say how much is left
     python -m experiments.ladder report                   # the table and the plot of what is done
 
-Each run leaves a file in runs/ladder/, and a run that is done is not repeated. The protocol, which
-was written before the runs, is in experiments/LOG.md.
+Each run leaves a file in runs/ladder/, and a run that is done is not repeated. The two arms can run
+at the same time. The protocol, which was written before the runs, is in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the smallest score of a detection
@@ -109,14 +109,13 @@ def read(job: Job, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def next_job(arms: list[str], folder: Path) -> Job | None:
-    """The first job that is not done: rates before seeds, one arm after the other."""
+def next_job(arm: str, folder: Path) -> Job | None:
+    """The first job of an arm that is not done: rates before seeds."""
     for budget in ORDER:
         for seed in (CHOOSING_SEED, *range(BUDGETS[budget])):
-            for arm in arms:
-                for job in jobs_of(arm, budget, seed, folder):
-                    if read(job, folder) is None:
-                        return job
+            for job in jobs_of(arm, budget, seed, folder):
+                if read(job, folder) is None:
+                    return job
     return None
 
 
@@ -127,21 +126,20 @@ def jobs_of(arm: str, budget: int, seed: int, folder: Path) -> list[Job]:
     return [] if best is None else [Job(arm, budget, best[0], seed)]
 
 
-def units_left(arms: list[str], folder: Path) -> int:
-    """What is left to run, in runs of BASE crops. Rates that are not known yet count as three."""
+def units_left(arm: str, folder: Path) -> int:
+    """What is left of an arm, in runs of BASE crops. Rates not known yet count as three."""
     units = 0
     for budget, seeds in BUDGETS.items():
-        for arm in arms:
-            tried = rates_to_try(arm, budget, folder) or RATES[:3]
-            names = [Job(arm, budget, lr, CHOOSING_SEED) for lr in tried]
-            units += budget * sum(read(job, folder) is None for job in names)
-            done = [
-                seed
-                for seed in range(seeds)
-                for lr in RATES
-                if read(Job(arm, budget, lr, seed), folder) is not None
-            ]
-            units += budget * (seeds - len(done))
+        tried = rates_to_try(arm, budget, folder) or RATES[:3]
+        names = [Job(arm, budget, lr, CHOOSING_SEED) for lr in tried]
+        units += budget * sum(read(job, folder) is None for job in names)
+        done = [
+            seed
+            for seed in range(seeds)
+            for lr in RATES
+            if read(Job(arm, budget, lr, seed), folder) is not None
+        ]
+        units += budget * (seeds - len(done))
     return units
 
 
@@ -201,7 +199,7 @@ def recalibrate(model: PyramidDetector, crops: TrainingCrops) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    arms = list(ARMS) if args.init else ["scratch"]
+    arm = "pre-trained" if args.init else "scratch"
     weights = args.init and Path(args.init)
     if weights and weights.is_dir():
         weights = weights / "backbone.safetensors"
@@ -211,13 +209,11 @@ def run(args: argparse.Namespace) -> None:
         )
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.dry_run:
-        print(f"left to run: as much as {units_left(arms, FOLDER)} runs with {BASE:,} crops each")
+        print(f"left to run: as much as {units_left(arm, FOLDER)} runs with {BASE:,} crops each")
         return
-    while job := next_job(arms, FOLDER):
+    while job := next_job(arm, FOLDER):
         print(job.name, flush=True)
-        found = train_and_score(
-            job, args.photographs, weights if job.arm == "pre-trained" else None, FOLDER
-        )
+        found = train_and_score(job, args.photographs, weights, FOLDER)
         row = {**job._asdict(), **found}
         vlpt.write_atomically(FOLDER / f"{job.name}.json", json.dumps(row).encode())
 
@@ -298,10 +294,10 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    text = "train and score what is not done yet"
+    text = "train and score what is not done yet of an arm"
     command = commands.add_parser("run", help=text, description=text)
     command.add_argument("photographs", metavar="PATH", type=Path, help="the folder of ICDAR 2015")
-    init = "backbone of the pre-trained arm: a file, or the folder of a run (default: no such arm)"
+    init = "backbone of the pre-trained arm: a file, or the folder of a run (default: from scratch)"
     command.add_argument("--init", type=some_path, metavar="PATH", help=init)
     command.add_argument(
         "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"

@@ -23,26 +23,24 @@ def finish_rates(arm, budget, folder, best):
 
 
 def test_rates_come_before_seeds_and_the_ends_of_the_ladder_first(tmp_path):
-    arms = ["scratch", "pre-trained"]
-    assert ladder.next_job(arms, tmp_path) == Job("scratch", 1, 3e-4, CHOOSING_SEED)
+    assert ladder.next_job("scratch", tmp_path) == Job("scratch", 1, 3e-4, CHOOSING_SEED)
     finish_rates("scratch", 1, tmp_path, best=3e-3)
-    assert ladder.next_job(arms, tmp_path) == Job("pre-trained", 1, 3e-4, CHOOSING_SEED)
-    finish_rates("pre-trained", 1, tmp_path, best=3e-4)
     order = []
-    while job := ladder.next_job(arms, tmp_path):
-        order.append((job.budget, job.arm, job.seed))
+    while job := ladder.next_job("scratch", tmp_path):
+        assert job.arm == "scratch"
+        order.append((job.budget, job.lr, job.seed))
         finish(job, tmp_path, f=0.1, choosing=[[0.5, 0.2]])
-    assert [order[k] for k in (0, 1, 2, 9)] == [
-        (1, "scratch", 0),
-        (1, "pre-trained", 0),
-        (1, "scratch", 1),
-        (1, "pre-trained", 4),
+    assert order[:8] == [
+        *((1, 3e-3, seed) for seed in range(5)),
+        *((8, lr, CHOOSING_SEED) for lr in (1e-3, 3e-3, 1e-2)),
     ]
     budgets = [budget for budget, _, _ in order]
     assert budgets == sorted(budgets, key=ladder.ORDER.index)
-    scored = [(arm, seed) for budget, arm, seed in order if budget == 8 and seed != CHOOSING_SEED]
-    assert sorted(scored) == sorted((arm, seed) for arm in arms for seed in range(5))
-    assert ladder.units_left(arms, tmp_path) == 0
+    for budget, seeds in ladder.BUDGETS.items():
+        scored = [s for b, _, s in order if b == budget and s != CHOOSING_SEED]
+        assert scored == [*range(seeds)]
+    assert ladder.units_left("scratch", tmp_path) == 0
+    assert ladder.next_job("pre-trained", tmp_path).seed == CHOOSING_SEED  # an arm of its own
 
 
 def test_the_rate_and_the_smallest_score_are_those_of_the_best_f(tmp_path):
@@ -64,10 +62,10 @@ def test_larger_budgets_try_the_best_rate_and_its_neighbours(best, tried, tmp_pa
 def test_the_amount_that_is_left_counts_crops(tmp_path):
     units = 4 * 1 + 3 * (2 + 4 + 8) + 5 * 1 + 3 * 2 + 3 * 4 + 5 * 8
     # Before the rates of 1 x are done, those of larger budgets count as three.
-    assert ladder.units_left(["scratch"], tmp_path) == units
+    assert ladder.units_left("scratch", tmp_path) == units
     finish_rates("scratch", 1, tmp_path, best=1e-3)
     finish(Job("scratch", 1, 1e-3, 0), tmp_path, f=0.3)
-    assert ladder.units_left(["scratch"], tmp_path) == units - 5
+    assert ladder.units_left("scratch", tmp_path) == units - 5
 
 
 def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(tmp_path, monkeypatch, capsys):
