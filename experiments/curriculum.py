@@ -1,12 +1,20 @@
 """Pre-train on rendered words that become harder.
 
     python -m experiments.curriculum                 # hours on a CPU; the same command goes on
+    python -m experiments.curriculum --control swapped --name swapped    # see experiments/ladder.py
 
 Every stage is a run of train_min.py on pictures of its own kind, which starts from the whole model
 of the stage before it. All stages have the 94 printable characters of ASCII. A stage that was
 interrupted goes on from its last checkpoint, and a stage that is done is not repeated. The stages
 are in runs/NAME-STAGE/, and the model is the checkpoint of the last one. weights/tiny.pt is that of
-the first stage, of version 0.3.0.
+the first stage.
+
+A control leaves something out, to see what it is in the pre-training that helps a detector. It has
+the first two stages.
+
+    characters     no contrastive loss, L = L_cls
+    contrastive    no decoder: a linear layer predicts the masked characters
+    swapped        each picture has the words of another one of its batch
 
 Run this from the clone of the repository.
 """
@@ -14,11 +22,17 @@ Run this from the clone of the repository.
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
 
 import data_stub
 import train_min
 import vlpt
+from training import data
+from training.dataset import Batch
 from training.options import Parser, folder_name
 from training.runs import one_line_errors
 
@@ -30,8 +44,14 @@ class Stage(NamedTuple):
     samples: int  # pictures
 
 
-COMMON: tuple[str, ...] = ()  # options of every stage
-CONFIG = dataclasses.replace(vlpt.TINY, alphabet=vlpt.PRINTABLE)
+# Layers and learning rate are those of version 0.3.0, with which weights/tiny.pt was trained.
+COMMON = ("--lr", "1e-3")  # options of every stage
+CONFIG = dataclasses.replace(vlpt.TINY, alphabet=vlpt.PRINTABLE, text_layers=2, decoder_layers=6)
+CONTROLS: dict[str, dict[str, Any]] = {  # what changes in CONFIG
+    "characters": {"contrastive": False},
+    "contrastive": {"decoder": "none"},
+    "swapped": {},  # see prepare_swapped
+}
 ONE_WORD = data_stub.Scene(
     kinds=("random", "random", "list", "number"),
     words=(1, 1),
@@ -53,16 +73,30 @@ STAGES = (
 )
 
 
-def run(name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Path:
+prepare = data.prepare  # before it is replaced
+
+
+def prepare_swapped(batch: Batch, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each picture the words of the one before it.
+
+    In evaluations, "another image" is then the correct one, so that `gain` has the opposite sign.
+    """
+    return prepare(batch._replace(ids=batch.ids.roll(1, 0)), seed, device)
+
+
+def run(
+    name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0, control: str | None = None
+) -> Path:
     """Run or continue all stages.
 
     Returns:
         The checkpoint of the last one.
     """
     checkpoint: Path | None = None
+    base = dataclasses.replace(CONFIG, **CONTROLS[control]) if control else CONFIG
     for stage in stages:
         folder = f"{name}-{stage.name}"
-        config = dataclasses.replace(CONFIG, image_size=stage.image_size)
+        config = dataclasses.replace(base, image_size=stage.image_size)
         tiny = train_min.PRESETS["tiny"]
         train_min.PRESETS["curriculum"] = tiny._replace(config=config, scene=stage.scene)
         options = ["--preset", "curriculum", "--samples", str(stage.samples), "--seed", str(seed)]
@@ -72,9 +106,11 @@ def run(name: str, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Path:
         if checkpoint.with_name("metrics.json").exists():
             continue
         resumes = checkpoint.exists()
-        train_min.main(
-            ["--name", folder, *(["--resume"] if resumes else [*options, "--overwrite"])]
-        )
+        used = prepare_swapped if control == "swapped" else prepare
+        with mock.patch.object(data, "prepare", used):
+            train_min.main(
+                ["--name", folder, *(["--resume"] if resumes else [*options, "--overwrite"])]
+            )
     assert checkpoint is not None
     return checkpoint
 
@@ -95,9 +131,12 @@ def main(argv: list[str] | None = None) -> None:
         default=0,
         help="seed of weights, pictures, words and masks (default: 0)",
     )
+    control = "what to leave out, see below (default: nothing)"
+    parser.add_argument("--control", choices=CONTROLS, help=control)
     args = parser.parse_args(argv)
+    stages = STAGES[:2] if args.control else STAGES
     with one_line_errors("python -m experiments.curriculum"):
-        print(f"the model is {run(args.name, seed=args.seed)}")
+        print(f"the model is {run(args.name, stages, args.seed, args.control)}")
 
 
 if __name__ == "__main__":

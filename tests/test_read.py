@@ -263,8 +263,7 @@ class TestCommand:
 
 
 def test_a_model_is_shown_what_its_alphabet_and_image_size_were_trained_on():
-    """Whatever its layers: weights/tiny.pt has more of them than the present curriculum."""
-    config = dataclasses.replace(curriculum.CONFIG, text_layers=2, decoder_layers=6)
+    config = dataclasses.replace(curriculum.CONFIG, decoder_layers=1)  # whatever its layers
     assert read.scene_of(config) == curriculum.ONE_WORD
     assert read.scene_of(dataclasses.replace(config, image_size=96)) == data_stub.Scene()
     assert read.scene_of(vlpt.TINY) == data_stub.DIGITS
