@@ -1,7 +1,7 @@
 """Pre-train on rendered words that become harder.
 
     python -m experiments.curriculum                 # hours on a CPU; the same command goes on
-    python -m experiments.curriculum --control swapped --name swapped    # see experiments/ladder.py
+    python -m experiments.curriculum --control swapped    # see experiments/ladder.py
 
 Every stage is a run of train_min.py on pictures of its own kind, which starts from the whole model
 of the stage before it. All stages have the 94 printable characters of ASCII. A stage that was
@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> None:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    name = "the stages are runs/NAME-STAGE (default: curriculum)"
-    parser.add_argument("--name", type=folder_name, default="curriculum", help=name)
+    name = "the stages are runs/NAME-STAGE (default: the control, or curriculum)"
+    parser.add_argument("--name", type=folder_name, help=name)
     parser.add_argument(
         "--seed",
         type=int,
@@ -135,8 +135,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--control", choices=CONTROLS, help=control)
     args = parser.parse_args(argv)
     stages = STAGES[:2] if args.control else STAGES
+    name = args.name or args.control or "curriculum"
     with one_line_errors("python -m experiments.curriculum"):
-        print(f"the model is {run(args.name, stages, args.seed, args.control)}")
+        print(f"the model is {run(name, stages, args.seed, args.control)}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
     python -m experiments.ladder run PATH                 # the arm from scratch; PATH: ICDAR 2015
     python -m experiments.ladder run PATH --init runs/curriculum-two-words    # the pre-trained arm
+    python -m experiments.ladder run PATH --arm swapped --init runs/swapped-two-words    # a control
     python -m experiments.ladder run PATH --dry-run       # say how much is left
     python -m experiments.ladder report                   # the table and the plot of what is done
 
-Each run leaves a file in runs/ladder/, and a run that is done is not repeated. The two arms can run
-at the same time. The protocol, which was written before the runs, is in experiments/LOG.md.
+Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
+at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
+that name of experiments/curriculum.py; those named frozen-... train the detector's head alone. The
+protocol, which was written before the runs, is in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the smallest score of a detection
@@ -21,11 +24,12 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import ttest_rel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import vlpt
@@ -37,7 +41,7 @@ from experiments.gpu.detect import (
     number_of,
     score,
 )
-from experiments.reproduce import Subset
+from experiments.reproduce import Subset, mean_and_spread
 from training.options import Parser, some_path
 from training.runs import one_line_errors
 from transfer.cache import CachedSource
@@ -49,9 +53,18 @@ from transfer.pyramid import DetectorConfig, PyramidDetector
 PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
 ARMS = ("scratch", "pre-trained")
+CONTROLS = (
+    "swapped",
+    "characters",
+    "contrastive",
+    "frozen-scratch",
+    "frozen-swapped",
+    "frozen-pre-trained",
+)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 BASE = 2400  # crops, 1 x
 BUDGETS = {1: 5, 2: 3, 4: 3, 8: 5}  # multiples of BASE, and how many seeds each has
+CONTROL_BUDGETS = {1: 3, 8: 3}
 ORDER = (1, 8, 4, 2)  # the ends first
 CHOOSING_SEED = 100  # of the runs that choose the rate, which are not scored
 PHOTOGRAPHS = 100
@@ -76,6 +89,12 @@ class Job(NamedTuple):
 
 
 # ---- What there is to run ------------------------------------------------------------------------
+
+
+def budgets_of(arm: str) -> dict[int, int]:
+    """The budgets of an arm, and how many seeds each has, in the order in which they are run."""
+    budgets = BUDGETS if arm in ARMS else CONTROL_BUDGETS
+    return {budget: budgets[budget] for budget in ORDER if budget in budgets}
 
 
 def rates_to_try(arm: str, budget: int, folder: Path) -> list[float]:
@@ -111,8 +130,8 @@ def read(job: Job, folder: Path) -> dict[str, Any] | None:
 
 def next_job(arm: str, folder: Path) -> Job | None:
     """The first job of an arm that is not done: rates before seeds."""
-    for budget in ORDER:
-        for seed in (CHOOSING_SEED, *range(BUDGETS[budget])):
+    for budget, seeds in budgets_of(arm).items():
+        for seed in (CHOOSING_SEED, *range(seeds)):
             for job in jobs_of(arm, budget, seed, folder):
                 if read(job, folder) is None:
                     return job
@@ -129,7 +148,7 @@ def jobs_of(arm: str, budget: int, seed: int, folder: Path) -> list[Job]:
 def units_left(arm: str, folder: Path) -> int:
     """What is left of an arm, in runs of BASE crops. Rates not known yet count as three."""
     units = 0
-    for budget, seeds in BUDGETS.items():
+    for budget, seeds in budgets_of(arm).items():
         tried = rates_to_try(arm, budget, folder) or RATES[:3]
         names = [Job(arm, budget, lr, CHOOSING_SEED) for lr in tried]
         units += budget * sum(read(job, folder) is None for job in names)
@@ -153,6 +172,7 @@ def train_and_score(
     start = time.perf_counter()
     torch.manual_seed(job.seed)
     model = place(build_detector(CONFIG, str(weights) if weights else None), "cpu")
+    model.backbone.requires_grad_(not job.arm.startswith("frozen-"))
     whole = open_dataset(f"icdar2015:{photographs}", "train")
     early = [k for k in range(len(whole)) if number_of(whole.name(k)) <= 700]
     late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
@@ -199,7 +219,10 @@ def recalibrate(model: PyramidDetector, crops: TrainingCrops) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    arm = "pre-trained" if args.init else "scratch"
+    arm = args.arm or ("pre-trained" if args.init else "scratch")
+    if bool(args.init) == arm.endswith("scratch"):
+        expected = "no --init" if args.init else "--init with its backbone"
+        raise ValueError(f"--arm {arm}: expected {expected}, got {args.init or 'none'}")
     weights = args.init and Path(args.init)
     if weights and weights.is_dir():
         weights = weights / "backbone.safetensors"
@@ -221,31 +244,57 @@ def run(args: argparse.Namespace) -> None:
 # ---- The report ----------------------------------------------------------------------------------
 
 
-def collect(folder: Path) -> dict[str, dict[int, list[float]]]:
-    """F-scores in percent by arm and budget."""
-    scores: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
+Scores = dict[str, dict[int, dict[int, float]]]  # F in percent by arm, budget and seed
+
+
+def collect(folder: Path) -> Scores:
+    scores: Scores = {arm: {} for arm in (*ARMS, *CONTROLS)}
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text("utf-8"))
         if "f" in row:
-            scores[row["arm"]].setdefault(row["budget"], []).append(100 * row["f"])
+            scores[row["arm"]].setdefault(row["budget"], {})[row["seed"]] = 100 * row["f"]
     return scores
 
 
-def to_markdown(scores: dict[str, dict[int, list[float]]]) -> list[str]:
-    lines = ["| crops | from scratch | pre-trained |", "| --- | --- | --- |"]
+def differences(scores: Scores) -> dict[int, tuple[float, float]]:
+    """By budget, pre-trained minus scratch over the seeds that both have, and the corrected p.
+
+    The p values are those of paired, two-sided t-tests, corrected after Holm over the budgets that
+    have at least two such seeds.
+    """
+    found = {}
     for budget in sorted(BUDGETS):
-        cells = []
-        for arm in ARMS:
-            found = scores[arm].get(budget, [])
-            if len(found) > 1:
-                cells.append(f"{mean(found):.1f} ± {stdev(found):.1f} (n = {len(found)})")
-            else:
-                cells.append(f"{found[0]:.1f} (n = 1)" if found else "not run")
+        scratch, other = (scores[arm].get(budget, {}) for arm in ARMS)
+        seeds = sorted(scratch.keys() & other.keys())
+        if len(seeds) > 1:
+            pairs = [other[seed] for seed in seeds], [scratch[seed] for seed in seeds]
+            found[budget] = mean(pairs[0]) - mean(pairs[1]), float(ttest_rel(*pairs).pvalue)
+    corrected, largest = {}, 0.0
+    for rank, (budget, (gain, p)) in enumerate(sorted(found.items(), key=lambda item: item[1][1])):
+        largest = max(largest, min(1.0, (len(found) - rank) * p))
+        corrected[budget] = gain, largest
+    return corrected
+
+
+def to_markdown(scores: Scores) -> list[str]:
+    """A table of the two arms, and one of the controls if there are any."""
+    lines = ["| crops | from scratch | pre-trained | difference | p, corrected |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    corrected = differences(scores)
+    for budget in sorted(BUDGETS):
+        cells = [mean_and_spread(scores[arm].get(budget, {})) for arm in ARMS]
+        cells += ["{:+.1f} | {:.3f}".format(*corrected[budget]) if budget in corrected else " | "]
         lines.append(f"| {BASE * budget:,} | {' | '.join(cells)} |")
+    if any(scores[arm] for arm in CONTROLS):
+        crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
+        lines += ["", f"| control | {' | '.join(crops)} |", "| --- | --- | --- |"]
+        for arm in CONTROLS:
+            cells = [mean_and_spread(scores[arm].get(budget, {})) for budget in CONTROL_BUDGETS]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
 
 
-def plot(scores: dict[str, dict[int, list[float]]], path: Path) -> None:
+def plot(scores: Scores, path: Path) -> None:
     """F against crops, a line through the means of each arm and a dot for each seed."""
     import matplotlib
 
@@ -257,12 +306,12 @@ def plot(scores: dict[str, dict[int, list[float]]], path: Path) -> None:
         budgets = sorted(scores[arm])
         axes.plot(
             [BASE * budget for budget in budgets],
-            [mean(scores[arm][budget]) for budget in budgets],
+            [mean(scores[arm][budget].values()) for budget in budgets],
             color=color,
             label={"scratch": "from scratch"}.get(arm, arm),
         )
         for budget in budgets:
-            found = scores[arm][budget]
+            found = [*scores[arm][budget].values()]
             axes.plot([BASE * budget] * len(found), found, "o", color=color, ms=4)
     axes.set_xscale("log", base=2)
     ticks = [BASE * budget for budget in sorted(BUDGETS)]
@@ -299,6 +348,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("photographs", metavar="PATH", type=Path, help="the folder of ICDAR 2015")
     init = "backbone of the pre-trained arm: a file, or the folder of a run (default: from scratch)"
     command.add_argument("--init", type=some_path, metavar="PATH", help=init)
+    arm = "a control, or one of the two arms (default: pre-trained with --init, else scratch)"
+    command.add_argument("--arm", choices=[*ARMS, *CONTROLS], help=arm)
     command.add_argument(
         "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"
     )

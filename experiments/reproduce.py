@@ -54,7 +54,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -915,7 +915,7 @@ def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def mean_and_spread(values: dict[str, float]) -> str:
+def mean_and_spread(values: Mapping[Any, float]) -> str:
     """Mean and standard deviation of the seeds, in words where there is none."""
     numbers = list(values.values())
     if not numbers:

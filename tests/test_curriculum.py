@@ -61,8 +61,8 @@ def test_a_control_has_two_stages_and_one_thing_changed(control, changed, monkey
         runs.append((argv[1], config, data.prepare))
 
     monkeypatch.setattr(curriculum.train_min, "main", train)
-    curriculum.main(["--control", control, "--name", "c"])
-    assert [name for name, _, _ in runs] == ["c-one-word", "c-two-words"]
+    curriculum.main(["--control", control])
+    assert [name for name, _, _ in runs] == [f"{control}-one-word", f"{control}-two-words"]
     expected = dataclasses.replace(curriculum.CONFIG, **changed)
     for _, config, prepare in runs:
         assert config == expected

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
+import vlpt
 from experiments import ladder
 from experiments.gpu.__main__ import draw_photographs
 from experiments.ladder import CHOOSING_SEED, Job
@@ -68,21 +71,28 @@ def test_the_amount_that_is_left_counts_crops(tmp_path):
     assert ladder.units_left("scratch", tmp_path) == units - 5
 
 
-def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small_ladder(tmp_path, monkeypatch):
+    """One budget of two steps, and two rates."""
     photographs = tmp_path / "icdar2015"
     photographs.mkdir()
     draw_photographs(photographs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "BASE", 8)
     monkeypatch.setattr(ladder, "BUDGETS", {1: 1})
+    monkeypatch.setattr(ladder, "CONTROL_BUDGETS", {1: 1})
     monkeypatch.setattr(ladder, "ORDER", (1,))
     monkeypatch.setattr(ladder, "RATES", (1e-3, 3e-3))
     monkeypatch.setattr(ladder, "CALIBRATION_BATCHES", 2)
     monkeypatch.setattr(ladder, "CONFIG", dataclasses.replace(ladder.CONFIG, width=8, long_side=96))
     monkeypatch.setattr(ladder, "CROP", 64)
-    ladder.main(["run", str(photographs), "--dry-run"])
+    return str(photographs)
+
+
+def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, tmp_path, capsys):
+    ladder.main(["run", small_ladder, "--dry-run"])
     assert "as much as 3 runs" in capsys.readouterr().out
-    ladder.main(["run", str(photographs)])
+    ladder.main(["run", small_ladder])
     folder = tmp_path / "runs/ladder"
     assert len(list(folder.glob("scratch-1x-lr*-seed*.pt"))) == 3
     (row,) = [json.loads(path.read_text()) for path in folder.glob("*seed0.json")]
@@ -94,7 +104,48 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(tmp_path, monk
     assert config == ladder.CONFIG
     ladder.main(["report"])
     out = capsys.readouterr().out
-    assert "(n = 1) | not run |" in out and (folder / "ladder.png").exists()
+    assert "(1 seed) | not run |" in out and "control" not in out
+    assert (folder / "ladder.png").exists()
+
+
+def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = vlpt.VLPT(vlpt.TINY)
+    vlpt.export_backbone(model, "backbone.pt")
+    ladder.main(["run", small_ladder, "--arm", "frozen-pre-trained", "--init", "backbone.pt"])
+    paths = sorted(Path("runs/ladder").glob("frozen-pre-trained-1x-*.pt"))
+    assert len(paths) == 3
+    detectors = [load_detector(path, "cpu")[0] for path in paths]
+    for detector in detectors:
+        for name, parameter in detector.backbone.named_parameters():
+            assert parameter.equal(model.backbone.get_parameter(name))
+    first, other = (detector.head.state_dict() for detector in detectors[:2])
+    assert any(not first[key].equal(other[key]) for key in first)
+    ladder.main(["report"])
+    assert "| frozen-pre-trained | " in capsys.readouterr().out
+
+
+def test_controls_have_the_ends_of_the_ladder_and_three_seeds():
+    assert list(ladder.budgets_of("scratch")) == [1, 8, 4, 2]
+    assert all(ladder.budgets_of(arm) == {1: 3, 8: 3} for arm in ladder.CONTROLS)
+
+
+def test_differences_are_paired_and_corrected_after_holm():
+    values = {
+        "scratch": {1: [10.0, 11, 12], 2: [20.0, 21, 19], 8: [30.0, 31, 35]},
+        "pre-trained": {1: [20.0, 22, 21], 2: [20.0, 22, 19], 8: [33.0, 35, 36, 99]},
+    }
+    scores = {arm: {b: dict(enumerate(f)) for b, f in by.items()} for arm, by in values.items()}
+    found = ladder.differences(scores)
+    p = {
+        budget: ttest_rel(values["pre-trained"][budget][:3], values["scratch"][budget]).pvalue
+        for budget in (1, 2, 8)
+    }
+    assert p[1] < p[8] < p[2]
+    assert found[1] == pytest.approx((10, 3 * p[1]))
+    assert found[8] == pytest.approx((8 / 3, 2 * p[8]))
+    assert found[2] == pytest.approx((1 / 3, max(p[2], 2 * p[8])))
+    assert 4 not in found  # not run
 
 
 def test_recalibrated_statistics_are_averages_over_crops(monkeypatch):
@@ -118,3 +169,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
         SystemExit, match="--init: expected a backbone or the folder of a finished run"
     ):
         ladder.main(["run", ".", "--init", "nothing"])
+    with pytest.raises(SystemExit, match="--arm swapped: expected --init with its backbone, got"):
+        ladder.main(["run", ".", "--arm", "swapped"])
+    with pytest.raises(SystemExit, match=r"--arm frozen-scratch: expected no --init, got b\.pt"):
+        ladder.main(["run", ".", "--arm", "frozen-scratch", "--init", "b.pt"])
