@@ -314,8 +314,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     torch.manual_seed(args.seed)
     model = vlpt.VLPT(config)
     # A run that was stopped before its first checkpoint starts from --init once more.
-    has_checkpoint = any(Path("runs", args.name).glob("checkpoint*.pt"))
-    if args.init and not (args.resume and has_checkpoint):
+    if args.init and not (args.resume and runs.has_checkpoint(Path("runs", args.name))):
         print_rank0(f"started from {args.init}: {load_init(model, args.init)}")
     if args.recompute:
         recompute(model.backbone)
@@ -343,8 +342,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             f"warning: the run's {steps:,} steps are all part of its {args.warmup:,} steps of "
             f"warm-up, so it never reaches its learning rate of {args.lr}; see --warmup"
         )
-    heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)
     log = Log(chance, entropy, out, args.tensorboard, done * args.batch, log_state)
+    heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)
     if done == steps:
         log.require_evaluation(steps * args.batch)
 

@@ -10,7 +10,7 @@ are in runs/NAME-STAGE/, and the model is the checkpoint of the last one. weight
 the first stage.
 
 A control leaves something out, to see what it is in the pre-training that helps a detector. It has
-the first two stages.
+the first two stages, in runs/NAME-CONTROL-STAGE/.
 
     characters     no contrastive loss, L = L_cls
     contrastive    no decoder: a linear layer predicts the masked characters
@@ -21,6 +21,7 @@ Run this from the clone of the repository.
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -34,7 +35,7 @@ import vlpt
 from training import data
 from training.dataset import Batch
 from training.options import Parser, folder_name
-from training.runs import one_line_errors
+from training.runs import has_checkpoint, one_line_errors
 
 
 class Stage(NamedTuple):
@@ -95,7 +96,7 @@ def run(
     checkpoint: Path | None = None
     base = dataclasses.replace(CONFIG, **CONTROLS[control]) if control else CONFIG
     for stage in stages:
-        folder = f"{name}-{stage.name}"
+        folder = "-".join(filter(None, (name, control, stage.name)))
         config = dataclasses.replace(base, image_size=stage.image_size)
         tiny = train_min.PRESETS["tiny"]
         train_min.PRESETS["curriculum"] = tiny._replace(config=config, scene=stage.scene)
@@ -103,9 +104,10 @@ def run(
         options += COMMON
         options += ["--init", str(checkpoint.resolve())] if checkpoint else []
         checkpoint = Path("runs", folder, "checkpoint.pt")
+        check_earlier_part(checkpoint.parent, config, seed)
         if checkpoint.with_name("metrics.json").exists():
             continue
-        resumes = checkpoint.exists()
+        resumes = has_checkpoint(checkpoint.parent)
         used = prepare_swapped if control == "swapped" else prepare
         with mock.patch.object(data, "prepare", used):
             train_min.main(
@@ -113,6 +115,19 @@ def run(
             )
     assert checkpoint is not None
     return checkpoint
+
+
+def check_earlier_part(folder: Path, config: vlpt.Config, seed: int) -> None:
+    """Raise a ValueError if the folder has a run of another model or seed."""
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    facts = json.loads(path.read_text("utf-8"))
+    expected = json.loads(json.dumps(dataclasses.asdict(config)))
+    if facts["config"] != expected or facts["args"]["seed"] != seed:
+        raise ValueError(
+            f"{folder}: expected a run of the same model and seed, got another; use another --name"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,8 +138,8 @@ def main(argv: list[str] | None = None) -> None:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    name = "the stages are runs/NAME-STAGE (default: the control, or curriculum)"
-    parser.add_argument("--name", type=folder_name, help=name)
+    name = "the stages are runs/NAME-STAGE (default: curriculum)"
+    parser.add_argument("--name", type=folder_name, default="curriculum", help=name)
     parser.add_argument(
         "--seed",
         type=int,
@@ -135,9 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--control", choices=CONTROLS, help=control)
     args = parser.parse_args(argv)
     stages = STAGES[:2] if args.control else STAGES
-    name = args.name or args.control or "curriculum"
     with one_line_errors("python -m experiments.curriculum"):
-        print(f"the model is {run(name, stages, args.seed, args.control)}")
+        print(f"the model is {run(args.name, stages, args.seed, args.control)}")
 
 
 if __name__ == "__main__":

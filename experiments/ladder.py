@@ -2,14 +2,16 @@
 
     python -m experiments.ladder run PATH                 # the arm from scratch; PATH: ICDAR 2015
     python -m experiments.ladder run PATH --init runs/curriculum-two-words    # the pre-trained arm
-    python -m experiments.ladder run PATH --arm swapped --init runs/swapped-two-words    # a control
+    python -m experiments.ladder run PATH --arm swapped --init runs/curriculum-swapped-two-words
+    python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
     python -m experiments.ladder report                   # the table and the plot of what is done
 
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
-that name of experiments/curriculum.py; those named frozen-... train the detector's head alone. The
-protocol, which was written before the runs, is in experiments/LOG.md.
+that name of experiments/curriculum.py, and third-stage from its last one; those named frozen-...
+train the detector's head alone. The protocol, which was written before the runs, is in
+experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the smallest score of a detection
@@ -19,6 +21,7 @@ Run this from the clone of the repository.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import time
@@ -54,6 +57,7 @@ PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
 ARMS = ("scratch", "pre-trained")
 CONTROLS = (
+    "third-stage",
     "swapped",
     "characters",
     "contrastive",
@@ -234,11 +238,16 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(f"left to run: as much as {units_left(arm, FOLDER)} runs with {BASE:,} crops each")
         return
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
+    for path in FOLDER.glob(f"{arm}-*x-lr*-seed*[0-9].json"):
+        if json.loads(path.read_text("utf-8"))["backbone"] != digest:
+            raise ValueError(f"--init: expected the backbone of {path}, got another one")
     while job := next_job(arm, FOLDER):
         print(job.name, flush=True)
         found = train_and_score(job, args.photographs, weights, FOLDER)
-        row = {**job._asdict(), **found}
+        row = {**job._asdict(), "backbone": digest, **found}
         vlpt.write_atomically(FOLDER / f"{job.name}.json", json.dumps(row).encode())
+    print(f"{arm}: all detectors are done; see {PROGRAM} report")
 
 
 # ---- The report ----------------------------------------------------------------------------------
@@ -259,8 +268,8 @@ def collect(folder: Path) -> Scores:
 def differences(scores: Scores) -> dict[int, tuple[float, float]]:
     """By budget, pre-trained minus scratch over the seeds that both have, and the corrected p.
 
-    The p values are those of paired, two-sided t-tests, corrected after Holm over the budgets that
-    have at least two such seeds.
+    The p values are those of paired, two-sided t-tests, corrected after Holm over all budgets, also
+    while some of them are missing.
     """
     found = {}
     for budget in sorted(BUDGETS):
@@ -271,7 +280,7 @@ def differences(scores: Scores) -> dict[int, tuple[float, float]]:
             found[budget] = mean(pairs[0]) - mean(pairs[1]), float(ttest_rel(*pairs).pvalue)
     corrected, largest = {}, 0.0
     for rank, (budget, (gain, p)) in enumerate(sorted(found.items(), key=lambda item: item[1][1])):
-        largest = max(largest, min(1.0, (len(found) - rank) * p))
+        largest = max(largest, min(1.0, (len(BUDGETS) - rank) * p))
         corrected[budget] = gain, largest
     return corrected
 

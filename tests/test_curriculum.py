@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_min
 import vlpt
 from experiments import curriculum
 from training import data, weights
@@ -21,6 +22,7 @@ def small(monkeypatch, tmp_path, no_figures):
     monkeypatch.setattr(curriculum, "COMMON", (*curriculum.COMMON, *options))
     stages = tuple(stage._replace(samples=16) for stage in curriculum.STAGES)
     monkeypatch.setattr(curriculum, "STAGES", stages)
+    monkeypatch.setattr(train_min, "PRESETS", dict(train_min.PRESETS))
 
 
 def config_of(folder):
@@ -45,6 +47,20 @@ def test_the_included_weights_have_its_sizes():
     assert weights.load_model().config == curriculum.CONFIG
 
 
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What train_min.py is called with, in an empty folder, instead of running it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_min, "PRESETS", dict(train_min.PRESETS))
+    made = []
+
+    def train(argv):
+        made.append((argv, train_min.PRESETS["curriculum"].config, data.prepare))
+
+    monkeypatch.setattr(train_min, "main", train)
+    return made
+
+
 @pytest.mark.parametrize(
     ("control", "changed"),
     [
@@ -53,21 +69,41 @@ def test_the_included_weights_have_its_sizes():
         ("swapped", {}),
     ],
 )
-def test_a_control_has_two_stages_and_one_thing_changed(control, changed, monkeypatch):
-    runs = []
-
-    def train(argv):
-        config = curriculum.train_min.PRESETS["curriculum"].config
-        runs.append((argv[1], config, data.prepare))
-
-    monkeypatch.setattr(curriculum.train_min, "main", train)
+def test_a_control_has_two_stages_and_one_thing_changed(control, changed, calls):
     curriculum.main(["--control", control])
-    assert [name for name, _, _ in runs] == [f"{control}-one-word", f"{control}-two-words"]
+    first, second = (f"curriculum-{control}-{stage}" for stage in ("one-word", "two-words"))
+    assert [argv[1] for argv, _, _ in calls] == [first, second]
+    assert "--init" not in calls[0][0] and "--overwrite" in calls[0][0]
+    assert calls[1][0][-3:-1] == ["--init", str(Path("runs", first, "checkpoint.pt").resolve())]
     expected = dataclasses.replace(curriculum.CONFIG, **changed)
-    for _, config, prepare in runs:
+    for _, config, prepare in calls:
         assert config == expected
         assert (prepare is curriculum.prepare_swapped) == (control == "swapped")
     assert data.prepare is curriculum.prepare
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "checkpoint.previous.pt"])
+def test_a_stage_that_was_interrupted_goes_on_as_the_control_that_it_was(file, calls):
+    folder = Path("runs/curriculum-swapped-one-word")
+    folder.mkdir(parents=True)
+    (folder / file).touch()
+    curriculum.main(["--control", "swapped"])
+    assert calls[0][0] == ["--name", folder.name, "--resume"]
+    assert calls[0][2] is curriculum.prepare_swapped
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("options", [["--seed", "1"], []])
+def test_a_run_of_another_model_or_seed_is_not_taken_for_an_earlier_part(options, monkeypatch):
+    folder = Path("runs/curriculum-one-word")
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(curriculum.CONFIG, decoder_layers=6 if options else 5)
+    facts = {"config": dataclasses.asdict(config), "args": {"seed": 0}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "metrics.json").touch()
+    message = "curriculum-one-word: expected a run of the same model and seed, got another"
+    with pytest.raises(SystemExit, match=message):
+        curriculum.main(options)
 
 
 def test_swapped_words_are_those_of_the_picture_before():

@@ -172,6 +172,7 @@ class TestResume:
         still = ["--samples", "800", "--init", str(first), "--lr", "1e-12", "--weight-decay", "0"]
         Run(tmp_path, *still).until(1).send(signal.SIGKILL).process.join()
         assert not Path("runs/t/checkpoint.pt").exists()
+        Path("runs/t", runs.UNFINISHED).write_bytes(b"written, but not yet renamed")
         Run(tmp_path, "--resume").until(80 // 8 + 1).send(signal.SIGTERM).end(143)
         ours, theirs = weights(tmp_path)["state_dict"], weights(whole)["state_dict"]
         for key in ("backbone.conv1.weight", "backbone.layer1.0.conv1.weight"):

@@ -43,6 +43,7 @@ FILES = (
     "retrieval.png",
     "report.html",
 )
+UNFINISHED = "checkpoint.new.pt"  # is there only while a checkpoint is written
 OF_THIS_CALL = ("resume", "overwrite")  # options that do not belong to the run
 MAY_CHANGE = ("name", "workers", "device", "tensorboard", *OF_THIS_CALL)  # with --resume
 
@@ -63,7 +64,7 @@ def open_folder(args: argparse.Namespace) -> Path:
                 "use --resume, --overwrite or another --name"
             )
         out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in (*FILES, UNFINISHED):
             (out / name).unlink(missing_ok=True)
     return out
 
@@ -193,7 +194,7 @@ def save_checkpoint(
         }
         buffer = io.BytesIO()  # torch writes to memory only, since it does not survive a full disk
         torch.save(checkpoint, buffer)
-        path, new = out / "checkpoint.pt", out / "checkpoint.new.pt"
+        path, new = out / "checkpoint.pt", out / UNFINISHED
         vlpt.write_atomically(new, buffer.getvalue())
         if args.resume != "previous" and path.exists():  # else path is damaged, and previous good
             path.replace(out / "checkpoint.previous.pt")
@@ -201,6 +202,11 @@ def save_checkpoint(
         args.resume = args.resume and "last"  # from now on checkpoint.pt is good
     if dist.is_initialized():
         dist.barrier()  # until it is written: torchrun ends all processes when one has ended
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be resumed; between two renames it has only the checkpoint before."""
+    return any((folder / name).exists() for name in ("checkpoint.pt", "checkpoint.previous.pt"))
 
 
 def restore(
