@@ -5,7 +5,7 @@
     python -m experiments.ladder run PATH --arm swapped --init runs/curriculum-swapped-two-words
     python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
-    python -m experiments.ladder report                   # the table and the plot of what is done
+    python -m experiments.ladder report                   # tables, plot and experiments/ladder.json
 
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
@@ -55,6 +55,7 @@ from transfer.pyramid import DetectorConfig, PyramidDetector
 
 PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
+RESULTS = Path(__file__).with_name("ladder.json")  # of every scored detector; docs show them
 ARMS = ("scratch", "pre-trained")
 CONTROLS = (
     "third-stage",
@@ -256,12 +257,18 @@ def run(args: argparse.Namespace) -> None:
 Scores = dict[str, dict[int, dict[int, float]]]  # F in percent by arm, budget and seed
 
 
-def collect(folder: Path) -> Scores:
+def scored_rows(folder: Path) -> list[dict[str, Any]]:
+    """The results of all detectors that were scored, by arm, budget and seed."""
+    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
+    scored = [row for row in rows if "f" in row]
+    arms = (*ARMS, *CONTROLS)
+    return sorted(scored, key=lambda row: (arms.index(row["arm"]), row["budget"], row["seed"]))
+
+
+def collect(rows: list[dict[str, Any]]) -> Scores:
     scores: Scores = {arm: {} for arm in (*ARMS, *CONTROLS)}
-    for path in sorted(folder.glob("*.json")):
-        row = json.loads(path.read_text("utf-8"))
-        if "f" in row:
-            scores[row["arm"]].setdefault(row["budget"], {})[row["seed"]] = 100 * row["f"]
+    for row in rows:
+        scores[row["arm"]].setdefault(row["budget"], {})[row["seed"]] = 100 * row["f"]
     return scores
 
 
@@ -335,11 +342,15 @@ def plot(scores: Scores, path: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    scores = collect(folder)
-    if not any(scores.values()):
+    rows = scored_rows(folder)
+    if not rows:
         raise ValueError(f"{folder}: expected scored detectors, got none; see {PROGRAM} run")
+    vlpt.write_atomically(RESULTS, json.dumps(rows, indent=1).encode() + b"\n")
+    scores = collect(rows)
     plot(scores, folder / "ladder.png")
-    print("\n".join(to_markdown(scores)), f"wrote {folder / 'ladder.png'}", sep="\n\n")
+    print(
+        "\n".join(to_markdown(scores)), f"wrote {RESULTS} and {folder / 'ladder.png'}", sep="\n\n"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -362,7 +373,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"
     )
-    text = "print the table and draw the plot"
+    text = "print the tables, draw the plot and write the results"
     commands.add_parser("report", help=text, description=text)
     return parser
 

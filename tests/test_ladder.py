@@ -78,6 +78,7 @@ def small_ladder(tmp_path, monkeypatch):
     photographs.mkdir()
     draw_photographs(photographs)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder, "RESULTS", tmp_path / "ladder.json")
     monkeypatch.setattr(ladder, "BASE", 8)
     monkeypatch.setattr(ladder, "BUDGETS", {1: 1})
     monkeypatch.setattr(ladder, "CONTROL_BUDGETS", {1: 1})
@@ -106,6 +107,7 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     out = capsys.readouterr().out
     assert "(1 seed) | not run |" in out and "control" not in out
     assert (folder / "ladder.png").exists()
+    assert json.loads((tmp_path / "ladder.json").read_text()) == [row]
 
 
 def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder, tmp_path, capsys):
