@@ -24,6 +24,8 @@ import torchvision
 
 import test_vlpt
 import vlpt
+from experiments import ladder
+from experiments.reproduce import mean_and_spread
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -433,13 +435,6 @@ def test_the_numbers_of_the_gpu_s_run_are_those_of_its_results():
     assert f"of {got} % instead of {expected} %" in README
 
 
-def test_readme_s_f_scores_are_those_of_the_results():
-    rows = {row["label"]: row["values"] for row in load_results()["tables"]["a"]}
-    row = rows["100 photographs"]
-    scratch, pretrained = (mean(row[arm].values()) for arm in ("scratch", "pre-trained"))
-    assert f"from {scratch:.1f} % to {pretrained:.1f} %" in README
-
-
 def test_readme_s_digits_are_those_of_the_five_seeds():
     demo = json.loads((ROOT / "experiments/demo.json").read_text("utf-8"))
     for key, words in (
@@ -451,6 +446,14 @@ def test_readme_s_digits_are_those_of_the_five_seeds():
         assert f"{mean(values):.1f} ± {stdev(values):.1f} % {words}" in README
     worst = min(row["acc_right"] for row in demo["seeds"])
     assert f"the worst has {100 * worst:.1f} %" in README
+
+
+def test_the_ladder_is_that_of_its_runs():
+    scores = ladder.collect(json.loads(ladder.RESULTS.read_text("utf-8")))
+    lines = ladder.to_markdown(scores)
+    assert between(PAGES["docs/detectors.md"], "ladder").splitlines() == lines
+    scratch, pretrained = (mean_and_spread(scores[arm][1]) for arm in ladder.ARMS)
+    assert f"from {scratch} % to {pretrained} %" in README
 
 
 def test_the_comparison_of_the_heads_is_that_of_their_runs():
