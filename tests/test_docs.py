@@ -24,7 +24,7 @@ import torchvision
 
 import test_vlpt
 import vlpt
-from experiments import ladder
+from experiments import ladder, predictors
 from experiments.reproduce import mean_and_spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -454,6 +454,11 @@ def test_the_ladder_is_that_of_its_runs():
     assert between(PAGES["docs/detectors.md"], "ladder").splitlines() == lines
     scratch, pretrained = (mean_and_spread(scores[arm][1]) for arm in ladder.ARMS)
     assert f"from {scratch} % to {pretrained} %" in README
+
+
+def test_the_rank_correlations_are_those_of_the_results():
+    lines = predictors.to_markdown(predictors.read_points(load_results()))
+    assert between(PAGES["docs/detectors.md"], "predictors").splitlines() == lines
 
 
 def test_the_comparison_of_the_heads_is_that_of_their_runs():
