@@ -12,7 +12,7 @@ help:
 	@echo "make walkthrough take one picture through every step of the method, in runs/walkthrough/"
 	@echo "make play        open a page in which a trained model reads; MODEL=runs/demo for your own"
 	@echo "make test        install, check every equation, the programs and the documentation"
-	@echo "make proof       check the equations on 1000 random cases each, and run the slow tests"
+	@echo "make proof       check the equations on up to 1000 random cases each, and run the slow tests"
 	@echo "make mutants     break vlpt.py in many places, one at a time; a test must notice each"
 	@echo "make readme      run the long commands of the documentation; ICDAR2015=PATH adds photographs"
 	@echo "make gpu         check, measure and train on one GPU; ICDAR2015=PATH adds detectors; MINUTES=30 is its limit"

@@ -231,7 +231,7 @@ def train_step(
         numbers = torch.stack([char, loss - char, bare.logit_scale.exp(), accuracy, norm])
         optimizer.step()
         # D6. Slightly less than the cap, because the loss has no gradient beyond it.
-        bare.logit_scale.clamp_(max=math.log(vlpt.MAX_LOGIT_SCALE) - 1e-6)
+        bare.logit_scale.clamp_(max=math.log(vlpt.MAX_SCALE) - 1e-6)
     return numbers
 
 

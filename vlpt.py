@@ -73,12 +73,12 @@ D11 and most of D7 and D8 are in the trainer and its data.
     D8   An image has up to 3 words, drawn anew in every epoch. Released: its first 32 words.
     D9   Matrices of attention layers are initialised with a standard deviation of width^-0.5,
          other linear layers as torch does. Released: residual projections are scaled further by
-         (2 * layers)^-0.5, and deviations in the decoder are computed from the width of the text
-         encoder. Other layers were not compared.
+         (2 * layers)^-0.5, and the standard deviations in the decoder, the text projection, the
+         head and the first layers of the MLPs are computed from the width of the text encoder.
     D10  The trainer clips gradients at 1.0 and synchronises BatchNorm. Released: neither.
     D11  Images are stretched to a square. Released: RandomResizedCrop.
-    D12  There is no end token after a word. Released: an end token, and no UNK. Both vocabularies
-         have 97 entries.
+    D12  There is no end token after a word. Released: an end token, for which the 25th character of
+         a long word has to give way, and no UNK. Both vocabularies have 97 entries.
 """
 
 import io
@@ -103,7 +103,7 @@ MAX_CHARS = 25  # L, longer words are cut
 MAX_WORDS = 3  # N (D8), images with fewer words have empty slots
 PAD, MASK, UNK = 0, 1, 2  # token ids; the ids of the alphabet's characters follow
 IGNORE_INDEX = -100  # the target of a position that is not masked
-MAX_LOGIT_SCALE = 100.0  # of exp(logit_scale), D6
+MAX_SCALE = 100.0  # the cap of exp(logit_scale), D6
 PRINTABLE = "".join(chr(code) for code in range(33, 127))  # 94 ASCII characters, without space
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's statistics of RGB pixels in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -169,8 +169,8 @@ class Config:
     """The sizes of a model and the paper's ablations. The defaults are those of the released code.
 
     Raises:
-        ValueError: image_size, decoder_layers, text_encoder or decoder is not possible. Other
-            values are checked by the layers that are built with them.
+        ValueError: image_size, text_layers, decoder_layers, text_encoder or decoder is not
+            possible. Other values are checked by the layers that are built with them.
     """
 
     alphabet: str = PRINTABLE  # characters that can be learned
@@ -190,8 +190,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
             raise ValueError(f"image_size: expected a multiple of 32, got {self.image_size}")
-        if self.decoder_layers < 1:
-            raise ValueError(f"decoder_layers: expected at least 1, got {self.decoder_layers}")
+        for name in ("text_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.text_encoder not in ("character", "sentence"):
             raise ValueError(
                 f"text_encoder: expected 'character' or 'sentence', got {self.text_encoder!r}"
@@ -366,9 +367,10 @@ def build_backbone(name: str, **size: Any) -> Backbone:
         if (
             not {"layers"} <= size.keys() <= {"layers", "width"}
             or not 1 <= len(size["layers"]) <= 4
+            or min(size["layers"]) < 1
         ):
             raise ValueError(
-                "backbone_size: expected layers (one to four numbers of blocks) and optionally "
+                "backbone_size: expected layers (one to four positive numbers) and optionally "
                 f"width for clip_resnet, got {size}"
             )
         return CLIPResNet(name, **size)
@@ -524,7 +526,7 @@ class TextEncoder(nn.Module):
     position is that of a character in its word.
     """
 
-    words_per_sequence = 1  # each word of a sequence has its own L positions
+    words_per_sequence = 1  # the words of an image share their positions
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -571,7 +573,7 @@ class TextEncoder(nn.Module):
 class SentenceEncoder(TextEncoder):
     """The paper's ablation: all words of an image are one sequence of N * L positions."""
 
-    words_per_sequence = MAX_WORDS
+    words_per_sequence = MAX_WORDS  # each with positions of its own
 
     def to_sequences(self, x: Tensor) -> Tensor:
         """Turn (B, L, N, ...) into one sequence per image, (B, N * L, ...)."""
@@ -714,8 +716,8 @@ class VLPT(nn.Module):
         """Steps 1, 2, 3 and 5.
 
         Args:
-            images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, the stride of
-                a ResNet with four stages. Those with fewer stages need it too.
+            images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, also for a
+                backbone with fewer than four stages, whose stride is smaller.
             ids: (B, L, N) int64 as `mask_one_char` returns them. L is at most 25 and N at most 3;
                 rows and columns that hold only PAD may be cut off.
         Raises:
@@ -772,8 +774,8 @@ class VLPT(nn.Module):
         Args:
             images, ids: as for `forward`.
         Returns:
-            The pool's map for the image feature, (B, h, w), without the weight of the mean token,
-            and the map of every character, (B, L, N, h, w). Each map sums to 1.
+            The pool's map for the image feature, (B, h, w), and the map of every character,
+            (B, L, N, h, w). Both leave out the mean token, and each map sums to 1.
         Raises:
             ValueError: a shape does not fit, or the model has no decoder.
         """
@@ -819,8 +821,8 @@ class MaskedOnly(nn.Module):
         # The position of each word's target; 0 in a word without one, whose targets are all
         # IGNORE_INDEX.
         position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
-        index = position.unsqueeze(-1).expand(-1, -1, -1, char_features.shape[-1])
-        masked_features = char_features.gather(1, index)  # (B, 1, N, D)
+        index = position.unsqueeze(-1)  # (B, 1, N, 1)
+        masked_features = char_features.take_along_dim(index, dim=1)  # (B, 1, N, D)
         logits = self.model.decode(masked_features, image, image_tokens, grid)  # (B, 1, N, V)
         return Output(image, text, logits, self.model.logit_scale), targets.gather(1, position)
 
@@ -890,7 +892,7 @@ def contrastive_loss(
         is_pair = torch.ones(len(image), dtype=torch.bool, device=image.device)
     image = F.normalize(to_float32(image), dim=1)
     text = F.normalize(to_float32(text), dim=1)
-    scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)  # D6
+    scale = logit_scale.exp().clamp(max=MAX_SCALE)  # D6
     with autocast_off(image):
         logits = scale * image @ text.T  # (B, B), image i against text j
     # A row that is no pair has no label. It is no negative of other pairs either: its column gets
@@ -967,12 +969,12 @@ def export_backbone(
 
     Args:
         model: a backbone, or a model that has one.
-        path: a file in an existing folder. It ends in ".safetensors" (needs that package; also
-            holds metadata: backbone, layout, pixel statistics, and for a `VLPT` the number of its
-            alphabet's characters and its `backbone_size`) or in ".pt".
+        path: a file in an existing folder, whose name ends in ".pt" or ".safetensors". The latter
+            needs the package safetensors and also holds metadata: backbone, layout, pixel
+            statistics, version and, for a `VLPT`, the size of its alphabet and `backbone_size`.
         layout: whose names the tensors get: "native" (CLIP's or torchvision's), "timm", or "mmocr",
             which is for CLIP's ResNets only.
-        notes: more metadata, for example training_data="synth".
+        notes: more metadata, for example training_data="synth". A .pt file holds none.
     Raises:
         ValueError: the ending or the layout is not possible, or the folder does not exist.
         OSError: the file cannot be written. A file that was there before is not changed.

@@ -12,7 +12,7 @@ the first stage.
 A control leaves something out, to see what it is in the pre-training that helps a detector. It has
 the first two stages, in runs/NAME-CONTROL-STAGE/.
 
-    characters     no contrastive loss, L = L_cls
+    characters     no contrastive loss, loss = L_cls
     contrastive    no decoder: a linear layer predicts the masked characters
     swapped        each picture has the words of another one of its batch
 

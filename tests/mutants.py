@@ -59,8 +59,8 @@ MUTANTS = [
      "self.token_embedding(ids)"),
     ("the position of another character", "TestStep2", "self.positional_embedding[:L, :N]",
      "self.positional_embedding.roll(1, 0)[:L, :N]"),
-    ("positions of their own for every word", "TestStep2", "words_per_sequence = 1  # each",
-     "words_per_sequence = MAX_WORDS  # each"),
+    ("positions of their own for every word", "TestStep2", "words_per_sequence = 1  # the words",
+     "words_per_sequence = MAX_WORDS  # the words"),
     ("MASK embedded as UNK", "TestStep2", "self.token_embedding(ids) + positions",
      "self.token_embedding(ids.masked_fill(ids == MASK, UNK)) + positions"),
     # step 3
@@ -158,7 +158,7 @@ MUTANTS = [
      "to_float32(image)"),
     ("texts normalized over the batch", "TestStep7", "F.normalize(to_float32(text), dim=1)",
      "F.normalize(to_float32(text), dim=0)"),
-    ("the scale is not capped", "TestStep7", ".clamp(max=MAX_LOGIT_SCALE)", ""),
+    ("the scale is not capped", "TestStep7", ".clamp(max=MAX_SCALE)", ""),
     ("the temperature instead of the scale", "TestStep7", "logit_scale.exp()",
      "(-logit_scale).exp()"),
     ("half of the sum", "TestStep7", "return (loss_i2t + loss_t2i) /",
@@ -236,7 +236,7 @@ MUTANTS = [
      '    keys = layout_keys(backbone, "native")\n'),
     # the model
     ("the first character is decoded for the masked one", "TestModel",
-     "masked_features = char_features.gather(1, index)", "masked_features = char_features[:, :1]"),
+     "char_features.take_along_dim(index, dim=1)", "char_features[:, :1]"),
     ("targets of another character", "TestModel", "targets.gather(1, position)", "targets[:, :1]"),
     ("the head computes in half precision", "TestModel", "with autocast_off(y):", "if True:"),
     ("any width of an image", "TestModel", " or shape[3] % 32", ""),

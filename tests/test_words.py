@@ -73,6 +73,7 @@ class TestConfig:
             ("image_size", 0, "image_size: expected a multiple of 32, got 0"),
             ("text_encoder", "bert", "text_encoder: expected 'character' or 'sentence', got 'bert"),
             ("decoder", "lstm", "decoder: expected 'visual_textual' or 'none', got 'lstm'"),
+            ("text_layers", -1, "text_layers: expected at least 1, got -1"),
             ("decoder_layers", 0, "decoder_layers: expected at least 1, got 0"),
         ],
     )
