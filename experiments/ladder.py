@@ -14,7 +14,7 @@ train the detector's head alone. The protocol, which was written before the runs
 experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
-    img_701 .. img_800     choose the learning rate and the smallest score of a detection
+    img_701 .. img_800     choose the learning rate and the score threshold
     img_801 .. img_1000    are scored
 
 Run this from the clone of the repository.
@@ -114,7 +114,7 @@ def rates_to_try(arm: str, budget: int, folder: Path) -> list[float]:
 
 
 def choose(arm: str, budget: int, folder: Path) -> tuple[float, float] | None:
-    """The rate and the smallest score that are best on the choosing photographs, when all ran."""
+    """The rate and the score threshold that are best on the choosing photographs, when all ran."""
     found: list[tuple[float, float, float]] = []
     rates = rates_to_try(arm, budget, folder)
     for lr in rates:

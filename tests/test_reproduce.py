@@ -71,7 +71,7 @@ class TestJobs:
             [dataclasses.replace(j, name="", arm="", init="") for j in jobs if j.arm == arm]
             for arm in reproduce.ARMS
         ]
-        assert arms[0] == arms[1] and len(arms[0]) == 3 * 6
+        assert arms[0] == arms[1] and len(arms[0]) == 3 * 5
         assert {job.init for job in jobs if job.arm == "scratch"} == {""}
         assert {job.subset for job in jobs if not job.rendered} == {100, 200, None}
         assert len({job.seed for job in jobs}) >= 3

@@ -14,7 +14,8 @@ Published results may follow other protocols, and cannot be compared with this o
   in pieces or together with others. TedEval does, too. Neither is here: no package that is
   maintained has them.
 - PSENet's script for CTW1500 knows no ignored regions, and accepts an overlap of exactly 0.5.
-- MMOCR and the LSVT competition report the best of several smallest scores, chosen on the test set.
+- MMOCR and the LSVT competition report the best of several score thresholds, chosen on the test
+  set.
 
 **Reading included**, `normalized_edit_distance`: 1 - NED of ArT and LSVT, for whoever trains a
 spotter from an exported backbone.

@@ -1,7 +1,7 @@
 """`detect`: a small PSENet on photographs, from random weights and from the pre-trained backbone.
 
 The arms of a pair differ in nothing but the first weights of the backbone. Several processes share
-the GPU. Each arm is scored on img_801 .. img_1000, with the smallest score of a detection that is
+the GPU. Each arm is scored on img_801 .. img_1000, with the score threshold that is
 best for it on img_701 .. img_800. Where all 800 photographs are trained on, the latter are among
 them, for both arms alike; arms with fewer photographs take them from img_1 .. img_700.
 """
