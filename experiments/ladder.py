@@ -5,7 +5,7 @@
     python -m experiments.ladder run PATH --arm swapped --init runs/curriculum-swapped-two-words
     python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
-    python -m experiments.ladder report                   # tables, plot and experiments/ladder.json
+    python -m experiments.ladder report                   # tables, assets/ladder.png, ladder.json
 
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
@@ -56,6 +56,7 @@ from transfer.pyramid import DetectorConfig, PyramidDetector
 PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
 RESULTS = Path(__file__).with_name("ladder.json")  # of every scored detector; docs show them
+PLOT = Path(__file__).parents[1] / "assets/ladder.png"
 ARMS = ("scratch", "pre-trained")
 CONTROLS = (
     "third-stage",
@@ -317,23 +318,20 @@ def plot(scores: Scores, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
+    figure, axes = plt.subplots(figsize=(6, 3.2), dpi=150)
     for arm, color in zip(ARMS, ("0.45", "tab:blue"), strict=True):
         budgets = sorted(scores[arm])
-        axes.plot(
-            [BASE * budget for budget in budgets],
-            [mean(scores[arm][budget].values()) for budget in budgets],
-            color=color,
-            label={"scratch": "from scratch"}.get(arm, arm),
-        )
+        means = [mean(scores[arm][budget].values()) for budget in budgets]
+        label = "from scratch" if arm == "scratch" else arm
+        axes.plot([BASE * budget for budget in budgets], means, color=color, label=label)
         for budget in budgets:
             found = [*scores[arm][budget].values()]
-            axes.plot([BASE * budget] * len(found), found, "o", color=color, ms=4)
+            axes.plot([BASE * budget] * len(found), found, "o", color=color, ms=4, alpha=0.7)
     axes.set_xscale("log", base=2)
     ticks = [BASE * budget for budget in sorted(BUDGETS)]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xlabel("training crops of the detector")
-    axes.set_ylabel("F-score on held-out photographs, %")
+    axes.set_ylabel("F-score, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -347,10 +345,8 @@ def report(folder: Path) -> None:
         raise ValueError(f"{folder}: expected scored detectors, got none; see {PROGRAM} run")
     vlpt.write_atomically(RESULTS, json.dumps(rows, indent=1).encode() + b"\n")
     scores = collect(rows)
-    plot(scores, folder / "ladder.png")
-    print(
-        "\n".join(to_markdown(scores)), f"wrote {RESULTS} and {folder / 'ladder.png'}", sep="\n\n"
-    )
+    plot(scores, PLOT)
+    print("\n".join(to_markdown(scores)), f"wrote {RESULTS} and {PLOT}", sep="\n\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

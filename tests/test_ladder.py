@@ -79,6 +79,7 @@ def small_ladder(tmp_path, monkeypatch):
     draw_photographs(photographs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "RESULTS", tmp_path / "ladder.json")
+    monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
     monkeypatch.setattr(ladder, "BASE", 8)
     monkeypatch.setattr(ladder, "BUDGETS", {1: 1})
     monkeypatch.setattr(ladder, "CONTROL_BUDGETS", {1: 1})
@@ -106,7 +107,7 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     ladder.main(["report"])
     out = capsys.readouterr().out
     assert "(1 seed) | not run |" in out and "control" not in out
-    assert (folder / "ladder.png").exists()
+    assert (tmp_path / "ladder.png").exists()
     assert json.loads((tmp_path / "ladder.json").read_text()) == [row]
 
 
