@@ -5,13 +5,15 @@
     python -m experiments.ladder run PATH --arm swapped --init runs/curriculum-swapped-two-words
     python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
-    python -m experiments.ladder report                   # tables, assets/ladder.png, ladder.json
+    python -m experiments.ladder rescore PATH             # score all kept detectors again
+    python -m experiments.ladder report                   # print the tables
+    python -m experiments.ladder report --save            # write ladder.json, assets/ladder.png
 
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
 that name of experiments/curriculum.py, and third-stage from its last one; those named frozen-...
-train the detector's head alone. The protocol, which was written before the runs, is in
-experiments/LOG.md.
+train the weights of the detector's head alone. The protocol, which was written before the runs, is
+in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the score threshold
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,7 +52,7 @@ from training.options import Parser, some_path
 from training.runs import one_line_errors
 from transfer.cache import CachedSource
 from transfer.dataset import TrainingCrops, open_dataset
-from transfer.detect import load_batches, place, train_detector
+from transfer.detect import load_batches, load_detector, place, train_detector
 from transfer.heads import build_detector
 from transfer.pyramid import DetectorConfig, PyramidDetector
 
@@ -69,7 +72,7 @@ CONTROLS = (
 )
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 BASE = 2400  # crops, 1 x
-BUDGETS = {1: 5, 2: 3, 4: 3, 8: 5}  # multiples of BASE, and how many seeds each has
+BUDGETS = {1: 5, 2: 3, 4: 5, 8: 5}  # multiples of BASE, and how many seeds each has
 CONTROL_BUDGETS = {1: 3, 8: 3}
 ORDER = (1, 8, 4, 2)  # the ends first
 CHOOSING_SEED = 100  # of the runs that choose the rate, which are not scored
@@ -110,8 +113,8 @@ def rates_to_try(arm: str, budget: int, folder: Path) -> list[float]:
     best = choose(arm, ORDER[0], folder)
     if best is None:
         return []
-    place = RATES.index(best[0])
-    return list(RATES[max(0, place - 1) : place + 2])
+    position = RATES.index(best[0])
+    return list(RATES[max(0, position - 1) : position + 2])
 
 
 def choose(arm: str, budget: int, folder: Path) -> tuple[float, float] | None:
@@ -181,7 +184,6 @@ def train_and_score(
     model.backbone.requires_grad_(not job.arm.startswith("frozen-"))
     whole = open_dataset(f"icdar2015:{photographs}", "train")
     early = [k for k in range(len(whole)) if number_of(whole.name(k)) <= 700]
-    late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
     order = np.random.default_rng([job.seed, 1]).permutation(early)
     few = CachedSource(Subset(whole, order[:PHOTOGRAPHS].tolist()), CACHE_GB, 1)
     crops = VariedCrops(few, CONFIG, CROP, job.seed)
@@ -190,19 +192,29 @@ def train_and_score(
     buffer = io.BytesIO()
     torch.save({"state_dict": model.state_dict(), "config": asdict(CONFIG)}, buffer)
     vlpt.write_atomically(folder / f"{job.name}.pt", buffer.getvalue())
-    found: dict[str, Any] = {"loss": losses[-1]}
+    found = score_detector(job, model, photographs, folder)
+    return {"loss": losses[-1], **found, "seconds": round(time.perf_counter() - start)}
+
+
+def score_detector(
+    job: Job, model: PyramidDetector, photographs: Path, folder: Path
+) -> dict[str, Any]:
+    """Score a detector, on the choosing photographs if its seed is the one that chooses."""
     if job.seed == CHOOSING_SEED:
+        whole = open_dataset(f"icdar2015:{photographs}", "train")
+        late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
         seen = find_all(model, Subset(whole, late[:NUM_CHOOSING]), CONFIG, 1)
-        found["choosing"] = [(least, score(seen, least)["f"]) for least in MIN_SCORES]
-    else:
-        best = choose(job.arm, job.budget, folder)
-        assert best is not None  # `jobs_of` lists this job after the rates
-        seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
-        found |= score(seen, best[1]) | {"min_score": best[1]}
-        content = json.dumps(describe_detections(seen, best[1])).encode()
-        vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
-    found["seconds"] = round(time.perf_counter() - start)
-    return found
+        return {"choosing": [(least, score(seen, least)["f"]) for least in MIN_SCORES]}
+    best = choose(job.arm, job.budget, folder)
+    if best is None or best[0] != job.lr:
+        raise ValueError(
+            f"{folder / job.name}.json: expected a detector of the best rate, {best and best[0]}, "
+            f"got {job.lr}; remove it, and run the arm again"
+        )
+    seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
+    content = json.dumps(describe_detections(seen, best[1])).encode()
+    vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
+    return score(seen, best[1]) | {"min_score": best[1]}
 
 
 @torch.no_grad()
@@ -252,10 +264,31 @@ def run(args: argparse.Namespace) -> None:
     print(f"{arm}: all detectors are done; see {PROGRAM} report")
 
 
+def rescore(photographs: Path, folder: Path) -> None:
+    """Score all kept detectors again: first those that choose, then the others."""
+    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*seed*[0-9].json")]
+    rows.sort(key=lambda row: row["seed"] != CHOOSING_SEED)
+    for row in rows:
+        job = Job(**{key: row[key] for key in Job._fields})
+        print(job.name, flush=True)
+        model, _ = load_detector(folder / f"{job.name}.pt", "cpu")
+        row |= score_detector(job, model, photographs, folder)
+        vlpt.write_atomically(folder / f"{job.name}.json", json.dumps(row).encode())
+
+
 # ---- The report ----------------------------------------------------------------------------------
 
 
 Scores = dict[str, dict[int, dict[int, float]]]  # F in percent by arm, budget and seed
+
+
+class Difference(NamedTuple):
+    """Pre-trained minus scratch, in percent points."""
+
+    mean: float
+    low: float  # the ends of its 95 % interval
+    high: float
+    p: float  # corrected
 
 
 def scored_rows(folder: Path) -> list[dict[str, Any]]:
@@ -273,11 +306,11 @@ def collect(rows: list[dict[str, Any]]) -> Scores:
     return scores
 
 
-def differences(scores: Scores) -> dict[int, tuple[float, float]]:
-    """By budget, pre-trained minus scratch over the seeds that both have, and the corrected p.
+def differences(scores: Scores) -> dict[int, Difference]:
+    """By budget, the difference of the arms over the seeds that both have.
 
-    The p values are those of paired, two-sided t-tests, corrected after Holm over all budgets, also
-    while some of them are missing.
+    Intervals and p values are those of paired, two-sided t-tests. The p values, but not the
+    intervals, are corrected after Holm over all budgets, also while some of them are missing.
     """
     found = {}
     for budget in sorted(BUDGETS):
@@ -285,22 +318,26 @@ def differences(scores: Scores) -> dict[int, tuple[float, float]]:
         seeds = sorted(scratch.keys() & other.keys())
         if len(seeds) > 1:
             pairs = [other[seed] for seed in seeds], [scratch[seed] for seed in seeds]
-            found[budget] = mean(pairs[0]) - mean(pairs[1]), float(ttest_rel(*pairs).pvalue)
+            test = ttest_rel(*pairs)
+            low, high = map(float, test.confidence_interval())
+            gain = mean(pairs[0]) - mean(pairs[1])
+            found[budget] = Difference(gain, low, high, float(test.pvalue))
     corrected, largest = {}, 0.0
-    for rank, (budget, (gain, p)) in enumerate(sorted(found.items(), key=lambda item: item[1][1])):
-        largest = max(largest, min(1.0, (len(BUDGETS) - rank) * p))
-        corrected[budget] = gain, largest
+    for rank, (budget, each) in enumerate(sorted(found.items(), key=lambda item: item[1].p)):
+        largest = max(largest, min(1.0, (len(BUDGETS) - rank) * each.p))
+        corrected[budget] = each._replace(p=largest)
     return corrected
 
 
 def to_markdown(scores: Scores) -> list[str]:
     """A table of the two arms, and one of the controls if there are any."""
-    lines = ["| crops | from scratch | pre-trained | difference | p, corrected |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    lines = ["| crops | from scratch | pre-trained | difference | 95 % interval | p, corrected |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     corrected = differences(scores)
     for budget in sorted(BUDGETS):
         cells = [mean_and_spread(scores[arm].get(budget, {})) for arm in ARMS]
-        cells += ["{:+.1f} | {:.3f}".format(*corrected[budget]) if budget in corrected else " | "]
+        shown = "{:+.1f} | {:.1f} to {:.1f} | {:.3f}"
+        cells.append(shown.format(*corrected[budget]) if budget in corrected else " | | ")
         lines.append(f"| {BASE * budget:,} | {' | '.join(cells)} |")
     if any(scores[arm] for arm in CONTROLS):
         crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
@@ -313,12 +350,8 @@ def to_markdown(scores: Scores) -> list[str]:
 
 def plot(scores: Scores, path: Path) -> None:
     """F against crops, a line through the means of each arm and a dot for each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.2), dpi=150)
+    figure = Figure(figsize=(6, 3.2), dpi=150)
+    axes = figure.subplots()
     for arm, color in zip(ARMS, ("0.45", "tab:blue"), strict=True):
         budgets = sorted(scores[arm])
         means = [mean(scores[arm][budget].values()) for budget in budgets]
@@ -336,17 +369,18 @@ def plot(scores: Scores, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, save: bool) -> None:
     rows = scored_rows(folder)
     if not rows:
         raise ValueError(f"{folder}: expected scored detectors, got none; see {PROGRAM} run")
-    vlpt.write_atomically(RESULTS, json.dumps(rows, indent=1).encode() + b"\n")
     scores = collect(rows)
-    plot(scores, PLOT)
-    print("\n".join(to_markdown(scores)), f"wrote {RESULTS} and {PLOT}", sep="\n\n")
+    print("\n".join(to_markdown(scores)))
+    if save:
+        vlpt.write_atomically(RESULTS, json.dumps(rows, indent=1).encode() + b"\n")
+        plot(scores, PLOT)
+        print(f"wrote {RESULTS} and {PLOT}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -369,15 +403,25 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"
     )
-    text = "print the tables, draw the plot and write the results"
-    commands.add_parser("report", help=text, description=text)
+    text = "score all kept detectors again"
+    command = commands.add_parser("rescore", help=text, description=text)
+    command.add_argument("photographs", metavar="PATH", type=Path, help="the folder of ICDAR 2015")
+    text = "print the tables"
+    command = commands.add_parser("report", help=text, description=text)
+    save = "also write experiments/ladder.json and assets/ladder.png (default: off)"
+    command.add_argument("--save", action="store_true", help=save)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     with one_line_errors(PROGRAM):
-        run(args) if args.command == "run" else report(FOLDER)
+        if args.command == "run":
+            run(args)
+        elif args.command == "rescore":
+            rescore(args.photographs, FOLDER)
+        else:
+            report(FOLDER, args.save)
 
 
 if __name__ == "__main__":

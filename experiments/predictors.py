@@ -33,10 +33,10 @@ def read_points(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     for row in tables["c"]:
         scores["share-" + row["label"].rstrip("%")] = row["values"]["pre-trained"]
     points = {}
-    for name, stages in results["pretraining"].items():
-        *_, last_stage = stages.values()
+    for name, values in scores.items():
+        *_, last_stage = results["pretraining"][name].values()
         points[name] = {key: last_stage["synth"][key] for key in PREDICTORS}
-        points[name]["f"] = mean(scores[name].values())
+        points[name]["f"] = mean(values.values())
     return points
 
 

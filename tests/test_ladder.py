@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 import torch
-from scipy.stats import ttest_rel
+from scipy.stats import t, ttest_rel
 
 import vlpt
 from experiments import ladder
@@ -63,7 +65,7 @@ def test_larger_budgets_try_the_best_rate_and_its_neighbours(best, tried, tmp_pa
 
 
 def test_the_amount_that_is_left_counts_crops(tmp_path):
-    units = 4 * 1 + 3 * (2 + 4 + 8) + 5 * 1 + 3 * 2 + 3 * 4 + 5 * 8
+    units = 4 * 1 + 3 * (2 + 4 + 8) + 5 * 1 + 3 * 2 + 5 * 4 + 5 * 8
     # Before the rates of 1 x are done, those of larger budgets count as three.
     assert ladder.units_left("scratch", tmp_path) == units
     finish_rates("scratch", 1, tmp_path, best=1e-3)
@@ -107,8 +109,17 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     ladder.main(["report"])
     out = capsys.readouterr().out
     assert "(1 seed) | not run |" in out and "control" not in out
+    assert not (tmp_path / "ladder.json").exists()
+    ladder.main(["report", "--save"])
     assert (tmp_path / "ladder.png").exists()
     assert json.loads((tmp_path / "ladder.json").read_text()) == [row]
+    # Scored again, the rows are the same, whatever they were.
+    paths = sorted(folder.glob("scratch-1x-lr*-seed*[0-9].json"))
+    before = [json.loads(path.read_text()) for path in paths]
+    for path, kept in zip(paths, before, strict=True):
+        path.write_text(json.dumps(kept | {key: 0 for key in ("f", "min_score") if key in kept}))
+    ladder.main(["rescore", small_ladder])
+    assert [json.loads(path.read_text()) for path in paths] == before
 
 
 def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder, tmp_path, capsys):
@@ -150,10 +161,12 @@ def test_differences_are_paired_and_corrected_after_holm():
         for budget in (1, 2, 8)
     }
     assert p[1] < p[8] < p[2]
-    assert found[1] == pytest.approx((10, 4 * p[1]))
-    assert found[8] == pytest.approx((8 / 3, 3 * p[8]))
-    assert found[2] == pytest.approx((5.6 / 3, 3 * p[8])) and 2 * p[2] < 3 * p[8]
+    assert (found[1].mean, found[1].p) == pytest.approx((10, 4 * p[1]))
+    assert (found[8].mean, found[8].p) == pytest.approx((8 / 3, 3 * p[8]))
+    assert (found[2].mean, found[2].p) == pytest.approx((5.6 / 3, 3 * p[8])) and 2 * p[2] < 3 * p[8]
     assert 4 not in found  # not run
+    half = t.ppf(0.975, 2) * stdev([10, 11, 9]) / math.sqrt(3)
+    assert (found[1].low, found[1].high) == pytest.approx((10 - half, 10 + half))
 
 
 def test_recalibrated_statistics_are_averages_over_crops(monkeypatch):
