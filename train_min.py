@@ -420,6 +420,7 @@ def main(argv: list[str] | None = None) -> None:
             check_tensorboard()
         with distributed.process_group(args.device) as device:
             runs.check_processes(args)
+            runs.check_folder(args)
             train(args, device)
 
 

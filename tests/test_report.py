@@ -340,6 +340,12 @@ class TestReport:
         assert "; with the correct image from 0.100 to 0.800; with another" in images[2]["alt"]
         assert not (folder / "report.html.part").exists()
 
+    def test_a_sheet_of_other_pictures_in_the_folder_is_not_shown(self, tmp_path):
+        folder = write_run(tmp_path / "a")
+        before = report.write_report(folder).read_text()
+        Image.new("RGB", (64, 64), "red").save(folder / "sheet.png")  # of `readers sheet`
+        assert report.write_report(folder).read_text().count("<img") == before.count("<img")
+
     def test_the_command_is_one_that_a_shell_takes(self):
         args = {"data": "jsonl:a b", "lr": 0.1, "init": "-x", "resume": None, "tensorboard": True}
         text = report.command({"args": args, "processes": 2}).replace("\\\n", "")

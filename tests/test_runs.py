@@ -1,5 +1,7 @@
 """Runs that are stopped, killed, resumed, broken: in processes of their own, for real."""
 
+import functools
+import io
 import json
 import multiprocessing
 import os
@@ -333,6 +335,16 @@ class Evil:
         return (open, ("owned", "w"))
 
 
+def break_stderr(error):
+    """From now on printing to stderr raises an error."""
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    sys.stderr = Broken()
+
+
 class TestFaults:
     @pytest.mark.parametrize("workers", ["0", "2"])
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -345,6 +357,16 @@ class TestFaults:
         if number == signal.SIGINT:
             train_min.main([*RUN, *LONG, "--resume"])
             assert same(weights(whole), weights(tmp_path))
+
+    @pytest.mark.parametrize(
+        "error", [BrokenPipeError(), RuntimeError("reentrant call inside <_io.BufferedWriter>")]
+    )
+    def test_a_signal_saves_the_run_if_its_terminal_is_gone_or_busy(self, error, tmp_path):
+        fault = functools.partial(break_stderr, error)
+        run = Run(tmp_path, *LONG, fault=fault).until(4).send(signal.SIGTERM)
+        run.process.join(120)
+        assert run.process.exitcode == 143
+        assert weights(tmp_path)["step"] >= 4
 
     def test_a_second_signal_ends_at_once(self, tmp_path):
         run = Run(tmp_path, *LONG, fault=slow_steps).until(1).send(signal.SIGINT)
@@ -411,6 +433,8 @@ class TestFaults:
         )
         with pytest.raises(SystemExit, match=message):
             train_min.main([*RUN, *LONG])
+        with pytest.raises(SystemExit, match=message):  # before the data are looked for
+            train_min.main([*RUN, "--data", "jsonl:nowhere"])
         train_min.main([*RUN, "--samples", "8", "--overwrite"])
         assert Path("runs/t/thesis.txt").read_text() == "mine"
         train_min.main([*RUN, *LONG, "--overwrite"])

@@ -406,6 +406,20 @@ class TestRuns:
         ):
             train_min.main(QUICK)
 
+    @pytest.mark.parametrize("workers", ["0", "1"])
+    @pytest.mark.parametrize("kind", [MemoryError, np.zeros])
+    def test_a_full_memory_is_one_line(self, kind, workers, monkeypatch):
+        def full(*_):
+            raise kind() if kind is MemoryError else AssertionError(kind(10**14))
+
+        monkeypatch.setattr(data_stub.Rendered, "read", full)
+        with pytest.raises(SystemExit) as stop:
+            train_min.main([*QUICK, "--workers", workers])
+        message = str(stop.value)
+        assert message.startswith("train_min.py: error: the memory is full")
+        assert message.endswith("; lower --batch, or add --accumulate K or --recompute")
+        assert "\n" not in message and (kind is MemoryError or "Unable to allocate" in message)
+
     def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
         shutil.copytree(self.quick, self.out)
         checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
@@ -550,6 +564,13 @@ class TestRuns:
         assert "attention" in held["images"] and {"train/char", "heldout/gain"} <= {
             *held["scalars"]
         }
+
+    def test_overwrite_leaves_nothing_of_another_run_in_tensorboard(self):
+        earlier = self.out / "tensorboard" / "events.out.tfevents.1"
+        earlier.parent.mkdir(parents=True)
+        earlier.touch()
+        train_min.main([*AGAIN, "--samples", "8"])
+        assert not earlier.parent.exists()
 
     def test_two_runs_are_compared(self, seed_1_run, capsys):
         shutil.copytree(self.quick, self.out)

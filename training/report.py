@@ -83,7 +83,6 @@ PICTURES = {  # files of a run, each with a title and an alternative text
     "attention.png": ("Which letter looks where", "held-out images under their attention maps"),
     "learning.png": ("How it learned to read", "the same held-out images at each evaluation"),
     "retrieval.png": ("What is nearest", "the nearest words of images, and images of words"),
-    "sheet.png": ("Images it was trained on", "rendered images with their words outlined"),
 }
 
 
