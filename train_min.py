@@ -299,9 +299,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         config, scene = configure(args)
         training_set, heldout = data.open_data(args, config, scene)
     print_rank0(f"train: {data.describe(training_set)}\nheldout: {data.describe(heldout)}")
-    part = args.batch // world_size()  # of each process
+    local_batch = args.batch // world_size()  # of each process
     workers = data.default_workers(device) if args.workers is None else args.workers
-    workers = data.fitting_workers(workers, part, config.image_size)
+    workers = data.fitting_workers(workers, local_batch, config.image_size)
 
     # Model and optimizer.
     torch.manual_seed(args.seed)
@@ -360,7 +360,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             )
             numbers = train_step(trained, optimizer, images, ids, targets, args.accumulate)
             log.step(samples, numbers)  # stops one step late if they are not finite
-            log.seconds.append((waited, time.perf_counter() - start))
+            log.time(waited, time.perf_counter() - start)
             bar.update(args.batch)
 
             is_evaluated = step % math.ceil(steps / 10) == 0 or step == steps
@@ -373,7 +373,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                     print_rank0(line)
                 log.reading(samples, model, heldout)
             if is_evaluated or stop:
-                log.share()
+                log.gather_skipped()
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())
             if stop and step < steps:
                 raise runs.Stopped(

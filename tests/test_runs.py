@@ -30,7 +30,7 @@ import vlpt
 from experiments.fake_synthtext import write_synthtext
 from training import data, report, runs
 from training.dataset import Pretraining
-from training.log import Log, NonFinite, name_pictures
+from training.log import NonFinite, name_pictures
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--batch", "8", "--eval", "8", "--workers", "0", "--name", "t"]
@@ -159,6 +159,15 @@ class TestResume:
         shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         train_min.main(["--name", "t", "--resume"])
         assert same(weights(whole), weights(tmp_path))
+
+    def test_a_finished_run_that_is_resumed_keeps_its_result(self, whole, tmp_path):
+        shutil.copytree(whole / "runs", tmp_path / "runs")
+        path = Path("runs/t/metrics.json")
+        before = json.loads(path.read_text())["result"]
+        train_min.main(["--name", "t", "--resume"])
+        after = json.loads(path.read_text())["result"]
+        assert 0 < before["wait"] < 1 and 0 <= after.pop("seconds") - before.pop("seconds") < 60
+        assert after == before
 
     def test_options_that_may_change_are_those_of_the_start_until_given(self, whole, monkeypatch):
         monkeypatch.chdir(whole)
@@ -518,8 +527,8 @@ class TestNumerics:
         assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
         assert not Path("runs/t/backbone.safetensors").exists()
 
-    def test_numbers_are_logged_one_step_late_and_all_before_a_checkpoint(self, tmp_path):
-        log = Log((1.0, 1.0), out=tmp_path)
+    def test_numbers_are_logged_one_step_late_and_all_before_a_checkpoint(self, make_log):
+        log = make_log()
         log.step(8, torch.arange(5.0))
         assert log.rows == []
         log.step(16, torch.arange(5.0))

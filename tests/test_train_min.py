@@ -374,24 +374,32 @@ class TestRuns:
         assert "warning: could not draw the report: " in out
         assert out.splitlines()[-1].startswith("RESULT ")
 
-    def test_waiting_is_a_share_of_the_steps_time(self):
-        log = Log((1.0, 1.0))
+    def test_waiting_is_a_share_of_the_time_of_all_steps_before_and_after_a_resumption(
+        self, make_log
+    ):
+        log = make_log()
         assert log.wait() == 0.0
-        log.seconds += [(3.0, 4.0), (1.0, 4.0)]
-        assert (log.wait(), log.wait(1)) == (0.5, 0.25)
+        log.time(3.0, 4.0)
+        log.time(1.0, 4.0)
+        assert log.wait() == 0.5
+        log = make_log(80, json.loads(json.dumps(log.state())))
+        assert log.wait() == 0.5
+        log.time(0.0, 8.0)
+        assert log.wait() == 0.25
 
-    def test_images_a_second_are_those_of_the_steps_since_the_last_evaluation(self):
-        log = Log((1.0, 1.0))
+    def test_images_a_second_are_those_of_the_steps_since_the_last_evaluation(self, make_log):
+        log = make_log()
         log.start -= 1000  # evaluations, say
-        log.seconds += [(0.5, 1.0), (0.5, 3.0)]
+        log.time(0.5, 1.0)
+        log.time(0.5, 3.0)
         result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
         assert log.evaluation(80, result).split()[-2:] == ["20", "0.25"]
-        log.seconds += [(0.0, 2.0)]
+        log.time(0.0, 2.0)
         assert log.evaluation(140, result).split()[-2:] == ["30", "0.00"]
 
-    def test_images_a_second_of_a_resumed_run_are_its_own(self):
-        log = Log((1.0, 1.0), samples=1000)
-        log.seconds += [(1.0, 4.0)]
+    def test_images_a_second_of_a_resumed_run_are_its_own(self, make_log):
+        log = make_log(1000)
+        log.time(1.0, 4.0)
         result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
         assert log.evaluation(1040, result).split()[-2:] == ["10", "0.25"]
 
