@@ -98,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--samples", type=number(int, 2), default=40_000, metavar="N", help=samples)
     batch = "images in a step, in all processes together (default: 64)"
     add("--batch", type=number(int, 2), default=64, metavar="N", help=batch)
-    pieces = "save memory by running the batch in K pieces, each twice (GradCache; default: 1)"
+    pieces = (
+        "save memory by running the batch in at most K pieces, each twice (GradCache; default: 1)"
+    )
     add("--accumulate", type=number(int, 1), default=1, metavar="K", help=pieces)
     recompute_help = "save memory by running the backbone twice (default: off)"
     add("--recompute", action="store_true", help=recompute_help)
@@ -112,7 +114,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--eval", type=number(int, 2), default=1024, metavar="N", help=heldout)
     seed = "seed of weights, images, words and masks (default: 0)"
     add("--seed", type=number(int, 0, 2**63), default=0, metavar="N", help=seed)
-    workers = "processes that load images (default: 1; with a GPU, cores less 2, at most 16)"
+    workers = (
+        "processes that load images, for each process that trains (default: 1; with GPUs, the "
+        "cores less 2, shared by the processes that train, at most 16)"
+    )
     add("--workers", type=number(int, 0), metavar="N", help=workers)
     device = "where to run; auto: a GPU if there is one (default: auto)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=device)

@@ -489,6 +489,22 @@ class TestRuns:
             loaded = loaded or said == "the whole model"
             torch.testing.assert_close(value, (first if loaded else fresh)[key], rtol=0, atol=1e-9)
 
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            ({"head.bias": torch.zeros(3)}, "expected weights that fit the config in the file"),
+            (None, "expected a whole model, got no state_dict and config"),
+        ],
+    )
+    def test_init_from_a_model_whose_tensors_are_not_those_of_its_config_is_one_line(
+        self, state, message
+    ):
+        checkpoint = {"state_dict": state, "config": dataclasses.asdict(vlpt.TINY)}
+        torch.save({k: v for k, v in checkpoint.items() if v is not None}, "model.pt")
+        with pytest.raises(SystemExit, match=f"train_min.py: error: model.pt: {message}"):
+            train_min.main([*QUICK, "--init", "model.pt"])
+        assert not self.out.exists()
+
     def test_init_interpolates_the_positions_of_a_whole_model(self, tmp_path):
         torch.manual_seed(1)
         first = vlpt.VLPT(vlpt.TINY)
