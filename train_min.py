@@ -399,7 +399,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     with runs.warn_only("draw the report"):
         from training import report
 
-        report.draw_all(out, model, heldout, log.rows, log.evaluations, log.chance)
+        report.draw_all(out, model, heldout)
     print_rank0(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = [f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items()]
     print_rank0(f"RESULT data={args.data} preset={args.preset} seed={args.seed} {' '.join(shown)}")

@@ -6,7 +6,7 @@ contrastive loss compares every image with every text of the batch.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +68,10 @@ def cached_backward(
     for k, piece in enumerate(pieces):
         of_piece = slice(rows, rows + len(piece[0]))
         rows = of_piece.stop
-        more = k < len(pieces) - 1  # DistributedDataParallel averages gradients in the last piece
-        with (
-            model.no_sync()
-            if more and isinstance(model, DistributedDataParallel)
-            else nullcontext()
-        ):
+        no_sync: AbstractContextManager[None] = nullcontext()
+        if isinstance(model, DistributedDataParallel) and k < len(pieces) - 1:
+            no_sync = model.no_sync()  # gradients are averaged in the last piece
+        with no_sync:
             output, _ = forward(model, *piece)
             surrogate = (output.image * image_gradients[of_piece]).sum()
             surrogate = surrogate + (output.text * text_gradients[of_piece]).sum()

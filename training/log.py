@@ -95,7 +95,6 @@ class Log:
         samples: int,
         state: Mapping[str, Any],
     ) -> None:
-        self.chance = chance
         self.rows: list[dict[str, float]] = []  # one for each step
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter(state.get("skipped"))  # by reason

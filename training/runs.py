@@ -116,20 +116,41 @@ def git_commit() -> str | None:
         return None
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def no_run(folder: Path, file: str) -> ValueError:
+    return ValueError(f"{folder}: expected the folder of a run, got no {file}")
+
+
+def damaged(place: Path | str, error: Exception) -> ValueError:
+    return ValueError(f"{place}: expected what train_min.py writes, got a damaged file ({error!r})")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file from the folder of a run.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise no_run(path.parent, path.name) from None
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
     """Read run.json of a run.
 
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    path = folder / "run.json"
+    facts = read_json(folder / "run.json")
     try:
-        facts = json.loads(path.read_text("utf-8"))
-        return {"args": dict(facts["args"]), "processes": int(facts["processes"])}
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: expected the folder of a run, got no run.json in it") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: expected what train_min.py writes, got a damaged file") from None
+        _, _ = map(float, facts["chance"])
+        known = {"args": {**facts["args"]}, "config": {**facts["config"]}}
+        return facts | known | {"processes": int(facts["processes"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder / "run.json", error) from None
 
 
 # ---- Resuming ----------------------------------------------------------------------------------
@@ -148,7 +169,7 @@ def resume_options(
     unset = object()  # argparse sets a default only where there is no value yet
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
     given = {key: value for key, value in given.items() if value is not unset}
-    earlier = read_run(Path("runs") / args.name)["args"]
+    earlier = read_facts(Path("runs") / args.name)["args"]
     contradictions = []
     for key in sorted(given.keys() & earlier.keys() - set(MAY_CHANGE)):
         if given[key] != earlier[key]:
@@ -164,7 +185,7 @@ def resume_options(
 def check_processes(args: argparse.Namespace) -> None:
     """Raise a ValueError if these processes cannot run with the options, or go on with the run."""
     if args.resume:
-        expected = read_run(Path("runs") / args.name)["processes"]
+        expected = read_facts(Path("runs") / args.name)["processes"]
         if expected != world_size():  # each process draws masks of its own
             raise ValueError(f"processes: expected {expected} as before, got {world_size()}")
     if args.batch % world_size():
