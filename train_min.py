@@ -98,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--samples", type=number(int, 2), default=40_000, metavar="N", help=samples)
     batch = "images in a step, in all processes together (default: 64)"
     add("--batch", type=number(int, 2), default=64, metavar="N", help=batch)
-    pieces = "save memory by running the batch in K pieces, each twice (GradCache; default: 1)"
+    pieces = (
+        "save memory by running the batch in at most K pieces, each twice (GradCache; default: 1)"
+    )
     add("--accumulate", type=number(int, 1), default=1, metavar="K", help=pieces)
     recompute_help = "save memory by running the backbone twice (default: off)"
     add("--recompute", action="store_true", help=recompute_help)
@@ -112,7 +114,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--eval", type=number(int, 2), default=1024, metavar="N", help=heldout)
     seed = "seed of weights, images, words and masks (default: 0)"
     add("--seed", type=number(int, 0, 2**63), default=0, metavar="N", help=seed)
-    workers = "processes that load images (default: 1; with a GPU, cores less 2, at most 16)"
+    workers = (
+        "processes that load images, for each process that trains (default: 1; with GPUs, the "
+        "cores less 2, shared by the processes that train, at most 16)"
+    )
     add("--workers", type=number(int, 0), metavar="N", help=workers)
     device = "where to run; auto: a GPU if there is one (default: auto)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=device)
@@ -247,21 +252,18 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], seed: int) -> dict[str,
 
     Args:
         model: a `vlpt.MaskedOnly`.
-        batches: with W processes, every W-th held-out batch. The result is that of all of them.
+        batches: with W processes, every W-th held-out batch, as `data.evaluation_batches` loads
+            them. The result is that of all of them.
     Returns:
         Shares, 0..1, among them those of `training.retrieval.Retrieval`; `gain`, -1..1; and the
         numbers of pictures, masked characters and unreadable pictures.
-    Raises:
-        ValueError: no batch has two readable images.
     """
     model.eval()
     distributed.broadcast_buffers(model)  # BatchNorm is synchronised on GPUs only
     device = next(model.parameters()).device
     counts, retrieval = Counter[str](), Retrieval()
-    reason = ""
     for turn, batch in enumerate(batches):
         counts["unreadable"] += len(batch.skipped)
-        reason = f"; the last: {batch.skipped[-1]}" if batch.skipped else reason
         if len(batch.images) < 2:
             counts["unreadable"] += len(batch.images)
             continue
@@ -277,10 +279,6 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], seed: int) -> dict[str,
     model.train()
 
     counts = sum(distributed.all_gather_lists([counts]), Counter[str]())
-    if not counts["characters"]:
-        raise ValueError(
-            f"held-out images: expected two readable ones in a batch, got none{reason}"
-        )
     return {
         "acc_right": counts["right"] / counts["characters"],
         "acc_other": counts["other"] / counts["characters"],
@@ -306,9 +304,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         config, scene = configure(args)
         training_set, heldout = data.open_data(args, config, scene)
     print_rank0(f"train: {data.describe(training_set)}\nheldout: {data.describe(heldout)}")
-    part = args.batch // world_size()  # of each process
+    local_batch = args.batch // world_size()  # of each process
     workers = data.default_workers(device) if args.workers is None else args.workers
-    workers = data.fitting_workers(workers, part, config.image_size)
+    workers = data.fitting_workers(workers, local_batch, config.image_size)
 
     # Model and optimizer.
     torch.manual_seed(args.seed)
@@ -367,7 +365,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             )
             numbers = train_step(trained, optimizer, images, ids, targets, args.accumulate)
             log.step(samples, numbers)  # stops one step late if they are not finite
-            log.seconds.append((waited, time.perf_counter() - start))
+            log.time(waited, time.perf_counter() - start)
             bar.update(args.batch)
 
             is_evaluated = step % math.ceil(steps / 10) == 0 or step == steps
@@ -380,7 +378,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                     print_rank0(line)
                 log.reading(samples, model, heldout)
             if is_evaluated or stop:
-                log.share()
+                log.gather_skipped()
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())
             if stop and step < steps:
                 raise runs.Stopped(
@@ -401,7 +399,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     with runs.warn_only("draw the report"):
         from training import report
 
-        report.draw_all(out, model, heldout, log.rows, log.evaluations, log.chance)
+        report.draw_all(out, model, heldout)
     print_rank0(f"wrote {out}/: " + " ".join(sorted(path.name for path in out.iterdir())))
     shown = [f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items()]
     print_rank0(f"RESULT data={args.data} preset={args.preset} seed={args.seed} {' '.join(shown)}")
@@ -420,6 +418,7 @@ def main(argv: list[str] | None = None) -> None:
             check_tensorboard()
         with distributed.process_group(args.device) as device:
             runs.check_processes(args)
+            runs.check_folder(args)
             train(args, device)
 
 

@@ -38,6 +38,17 @@ def seed_1_run(tmp_path_factory):
 
 
 @pytest.fixture
+def make_log(tmp_path):
+    """A function that returns the log of a run, by default of a new one."""
+    from training.log import Log
+
+    def make(samples=0, state=None):
+        return Log((1.0, 1.0), 1.0, tmp_path, False, samples, state or {})
+
+    return make
+
+
+@pytest.fixture
 def no_figures(monkeypatch):
     """Leave out figures and report, which take most of a short run's time."""
     from training import report

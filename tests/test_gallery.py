@@ -60,9 +60,10 @@ class TestWatching:
                 hidden = ids[None].clone()
                 hidden[0, j, 0] = vlpt.MASK
                 images = vlpt.normalize(pixels[None])
-                shares = model(images, hidden).logits[0, j, 0].softmax(-1)
-                assert character["share"] == pytest.approx(shares[ids[j, 0]].item(), abs=1e-3)
-                assert character["guess"] == gallery.read_char(DIGITS, shares)
+                probs = model(images, hidden).logits[0, j, 0].softmax(-1)
+                expected = pytest.approx(probs[ids[j, 0]].item(), abs=1e-3)
+                assert character["probability"] == expected
+                assert character["guess"] == gallery.read_char(DIGITS, probs)
                 heat = model.attention_maps(images, hidden)[1][0, j, 0]
                 got = torch.tensor(character["attention"])
                 torch.testing.assert_close(got, heat / heat.max(), atol=1e-3, rtol=0)
@@ -86,6 +87,18 @@ class TestStrip:
         assert len(labels) == gallery.MAX_COLUMNS
         assert labels[0] == "1,500" and labels[-1] == "18,000"
         assert titles(figure)[0] == readings[0]["pictures"][0]["word"]
+
+    def test_every_word_is_drawn_in_fonts_that_have_its_letters(
+        self, heldout, readings, monkeypatch
+    ):
+        fonts = ["DejaVu Sans", "DejaVu Serif"]
+        monkeypatch.setattr(gallery, "find_fonts", lambda _: (fonts, set()))
+        for figure in (
+            gallery.learning_figure(heldout, readings),
+            gallery.watched_figure(heldout, readings[0]),
+        ):
+            shown = [axes.title for axes in figure.axes if axes.get_title()]
+            assert {*map(tuple, (title.get_fontfamily() for title in shown))} == {tuple(fonts)}
 
     def test_a_character_of_each_row_is_the_same_in_all_columns(self, heldout, readings):
         figure = gallery.learning_figure(heldout, readings[:3])

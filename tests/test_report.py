@@ -76,6 +76,7 @@ def write_run(folder: Path, *, ended: bool = True, log: str | None = None, **arg
         "parameters": 2289431,
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
         "commit": None,
+        "processes": 1,
         "device": "cpu",
         "data": {"train": "9 pictures", "heldout": "4"},
         "chance": [math.log(13), 2 * math.log(64)],
@@ -121,10 +122,10 @@ def titles(figure) -> list[str]:
 
 class TestCurves:
     def test_smoothing_is_the_mean_over_what_there_is_of_the_window(self):
-        values = np.array([1.0, 2.0, 6.0, math.nan, 10.0])
+        values = np.array([1.0, 2.0, 6.0, 10.0])
         got = report.smooth(values, 3)
-        assert got.tolist() == pytest.approx([1.5, 3.0, 4.0, 8.0, 10.0])
-        assert report.smooth(values, 1)[[0, 1, 2, 4]].tolist() == [1.0, 2.0, 6.0, 10.0]
+        assert got.tolist() == pytest.approx([1.5, 3.0, 6.0, 8.0])
+        assert report.smooth(values, 1).tolist() == [1.0, 2.0, 6.0, 10.0]
         assert len(report.smooth(np.array([]), 1)) == 0
 
     def test_every_panel_has_its_curves_and_the_line_of_chance(self):
@@ -150,13 +151,10 @@ class TestCurves:
     @pytest.mark.parametrize("steps", [STEPS, STEPS[:1], []])
     @pytest.mark.parametrize("evaluations", [EVALUATIONS, []])
     def test_a_picture_however_much_there_is(self, steps, evaluations, tmp_path):
-        report.plot_losses(tmp_path / "loss.png", steps, evaluations, (2.6, 8.3))
+        run = report.Run(Path(), {"chance": (2.6, 8.3)}, steps, evaluations, {}, {}, [])
+        report.plot_curves([("", run)]).savefig(tmp_path / "loss.png", dpi=110)
         with Image.open(tmp_path / "loss.png") as image:
             assert image.width > 1000 and np.asarray(image.convert("L")).std() > 10
-
-    def test_losses_that_are_no_numbers_leave_a_gap(self, tmp_path):
-        steps = [row | {"char": math.nan if k % 9 == 0 else 1.0} for k, row in enumerate(STEPS)]
-        report.plot_losses(tmp_path / "loss.png", steps, EVALUATIONS, (2.6, 8.3))
 
 
 class TestAttention:
@@ -263,16 +261,23 @@ class TestUserSettings:
     @pytest.fixture(autouse=True)
     def strange_settings(self):
         strange = {"text.usetex": True, "figure.facecolor": "red", "axes.grid": True}
+        strange |= {"savefig.facecolor": "red", "savefig.bbox": "tight"}
         with matplotlib.rc_context(strange):
             yield
 
     def test_figures_are_as_without_them(self, digits, tmp_path):
-        report.plot_losses(tmp_path / "loss.png", STEPS, EVALUATIONS, (2.6, 8.3))
-        report.plot_attention(tmp_path / "attention.png", *digits)
-        report.write_report(write_run(tmp_path / "a"))
-        for name in ("loss.png", "attention.png"):
-            with Image.open(tmp_path / name) as image:
+        folder = write_run(tmp_path / "a")
+        reading = {"kind": "reading", "samples": 8, "pictures": gallery.watch(*digits)}
+        with (folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(reading) + "\n")
+        report.draw_all(folder, *digits)
+        for name in ("loss", "attention", "retrieval", "learning"):
+            with Image.open(folder / f"{name}.png") as image:
                 assert image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+        heldout = digits[1]
+        with matplotlib.style.context("default"):
+            gallery.save_animation(tmp_path / "plain.gif", heldout, [reading])
+        assert (folder / "learning.gif").read_bytes() == (tmp_path / "plain.gif").read_bytes()
         assert matplotlib.rcParams["text.usetex"]  # they are the user's again
 
 
@@ -339,6 +344,12 @@ class TestReport:
         assert len(images) == 5 and all(len(image["alt"]) > 20 for image in images)
         assert "; with the correct image from 0.100 to 0.800; with another" in images[2]["alt"]
         assert not (folder / "report.html.part").exists()
+
+    def test_a_sheet_of_other_pictures_in_the_folder_is_not_shown(self, tmp_path):
+        folder = write_run(tmp_path / "a")
+        before = report.write_report(folder).read_text()
+        Image.new("RGB", (64, 64), "red").save(folder / "sheet.png")  # of `readers sheet`
+        assert report.write_report(folder).read_text().count("<img") == before.count("<img")
 
     def test_the_command_is_one_that_a_shell_takes(self):
         args = {"data": "jsonl:a b", "lr": 0.1, "init": "-x", "resume": None, "tensorboard": True}

@@ -1,5 +1,7 @@
 """Runs that are stopped, killed, resumed, broken: in processes of their own, for real."""
 
+import functools
+import io
 import json
 import multiprocessing
 import os
@@ -28,7 +30,7 @@ import vlpt
 from experiments.fake_synthtext import write_synthtext
 from training import data, report, runs
 from training.dataset import Pretraining
-from training.log import Log, NonFinite, name_pictures
+from training.log import NonFinite, name_pictures
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--batch", "8", "--eval", "8", "--workers", "0", "--name", "t"]
@@ -157,6 +159,15 @@ class TestResume:
         shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
         train_min.main(["--name", "t", "--resume"])
         assert same(weights(whole), weights(tmp_path))
+
+    def test_a_finished_run_that_is_resumed_keeps_its_result(self, whole, tmp_path):
+        shutil.copytree(whole / "runs", tmp_path / "runs")
+        path = Path("runs/t/metrics.json")
+        before = json.loads(path.read_text())["result"]
+        train_min.main(["--name", "t", "--resume"])
+        after = json.loads(path.read_text())["result"]
+        assert 0 < before["wait"] < 1 and 0 <= after.pop("seconds") - before.pop("seconds") < 60
+        assert after == before
 
     def test_options_that_may_change_are_those_of_the_start_until_given(self, whole, monkeypatch):
         monkeypatch.chdir(whole)
@@ -333,6 +344,16 @@ class Evil:
         return (open, ("owned", "w"))
 
 
+def break_stderr(error):
+    """From now on printing to stderr raises an error."""
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    sys.stderr = Broken()
+
+
 class TestFaults:
     @pytest.mark.parametrize("workers", ["0", "2"])
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -345,6 +366,16 @@ class TestFaults:
         if number == signal.SIGINT:
             train_min.main([*RUN, *LONG, "--resume"])
             assert same(weights(whole), weights(tmp_path))
+
+    @pytest.mark.parametrize(
+        "error", [BrokenPipeError(), RuntimeError("reentrant call inside <_io.BufferedWriter>")]
+    )
+    def test_a_signal_saves_the_run_if_its_terminal_is_gone_or_busy(self, error, tmp_path):
+        fault = functools.partial(break_stderr, error)
+        run = Run(tmp_path, *LONG, fault=fault).until(4).send(signal.SIGTERM)
+        run.process.join(120)
+        assert run.process.exitcode == 143
+        assert weights(tmp_path)["step"] >= 4
 
     def test_a_second_signal_ends_at_once(self, tmp_path):
         run = Run(tmp_path, *LONG, fault=slow_steps).until(1).send(signal.SIGINT)
@@ -411,6 +442,8 @@ class TestFaults:
         )
         with pytest.raises(SystemExit, match=message):
             train_min.main([*RUN, *LONG])
+        with pytest.raises(SystemExit, match=message):  # before the data are looked for
+            train_min.main([*RUN, "--data", "jsonl:nowhere"])
         train_min.main([*RUN, "--samples", "8", "--overwrite"])
         assert Path("runs/t/thesis.txt").read_text() == "mine"
         train_min.main([*RUN, *LONG, "--overwrite"])
@@ -494,8 +527,8 @@ class TestNumerics:
         assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
         assert not Path("runs/t/backbone.safetensors").exists()
 
-    def test_numbers_are_logged_one_step_late_and_all_before_a_checkpoint(self, tmp_path):
-        log = Log((1.0, 1.0), out=tmp_path)
+    def test_numbers_are_logged_one_step_late_and_all_before_a_checkpoint(self, make_log):
+        log = make_log()
         log.step(8, torch.arange(5.0))
         assert log.rows == []
         log.step(16, torch.arange(5.0))

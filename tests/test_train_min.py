@@ -138,15 +138,9 @@ class TestParts:
         assert sets == unmasked_words(ids, torch.full_like(ids, vlpt.IGNORE_INDEX))
         assert sets[0] == sets[1] and len(set(sets)) == 3
 
-    def test_a_batch_too_small_to_compare_is_left_out_and_none_left_is_an_error(self):
+    def test_a_batch_too_small_to_compare_is_left_out(self):
         result = train_min.evaluate(Seer(13), [seer_batch([3]), seer_batch([4, 5])], seed=0)
         assert (result["pictures"], result["unreadable"]) == (2, 1)
-        message = (
-            "held-out images: expected two readable ones in a batch, got none; the last: b was cut"
-        )
-        with pytest.raises(ValueError, match=message):
-            lone = seer_batch([3])._replace(skipped=["b was cut"])
-            train_min.evaluate(Seer(13), [lone], seed=0)
 
     def test_a_step_lowers_the_loss_on_its_batch(self):
         rows = take_steps(make_model(), 12)
@@ -290,7 +284,12 @@ class TestData:
         usage = shutil.disk_usage("/")._replace(free=2**20)  # for three batches of 64, 32 x 32
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
         used = []
-        monkeypatch.setattr(data, "make_loader", lambda *args: used.append(args[2]) or [])
+
+        def load(_data, _keys, workers):
+            used.append(workers)
+            return [seer_batch([3, 4])]
+
+        monkeypatch.setattr(data, "make_loader", load)
         source = data_stub.Rendered(32, 128, 0, "heldout", data_stub.DIGITS)
         heldout = Pretraining(source, vlpt.Alphabet("0123456789"), 32, 0)
         for batch in (4, 64):
@@ -375,24 +374,32 @@ class TestRuns:
         assert "warning: could not draw the report: " in out
         assert out.splitlines()[-1].startswith("RESULT ")
 
-    def test_waiting_is_a_share_of_the_steps_time(self):
-        log = Log((1.0, 1.0))
+    def test_waiting_is_a_share_of_the_time_of_all_steps_before_and_after_a_resumption(
+        self, make_log
+    ):
+        log = make_log()
         assert log.wait() == 0.0
-        log.seconds += [(3.0, 4.0), (1.0, 4.0)]
-        assert (log.wait(), log.wait(1)) == (0.5, 0.25)
+        log.time(3.0, 4.0)
+        log.time(1.0, 4.0)
+        assert log.wait() == 0.5
+        log = make_log(80, json.loads(json.dumps(log.state())))
+        assert log.wait() == 0.5
+        log.time(0.0, 8.0)
+        assert log.wait() == 0.25
 
-    def test_images_a_second_are_those_of_the_steps_since_the_last_evaluation(self):
-        log = Log((1.0, 1.0))
+    def test_images_a_second_are_those_of_the_steps_since_the_last_evaluation(self, make_log):
+        log = make_log()
         log.start -= 1000  # evaluations, say
-        log.seconds += [(0.5, 1.0), (0.5, 3.0)]
+        log.time(0.5, 1.0)
+        log.time(0.5, 3.0)
         result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
         assert log.evaluation(80, result).split()[-2:] == ["20", "0.25"]
-        log.seconds += [(0.0, 2.0)]
+        log.time(0.0, 2.0)
         assert log.evaluation(140, result).split()[-2:] == ["30", "0.00"]
 
-    def test_images_a_second_of_a_resumed_run_are_its_own(self):
-        log = Log((1.0, 1.0), samples=1000)
-        log.seconds += [(1.0, 4.0)]
+    def test_images_a_second_of_a_resumed_run_are_its_own(self, make_log):
+        log = make_log(1000)
+        log.time(1.0, 4.0)
         result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.0)
         assert log.evaluation(1040, result).split()[-2:] == ["10", "0.25"]
 
@@ -405,6 +412,20 @@ class TestRuns:
             SystemExit, match="memory of the GPU is full; lower --batch, or add --ac"
         ):
             train_min.main(QUICK)
+
+    @pytest.mark.parametrize("workers", ["0", "1"])
+    @pytest.mark.parametrize("kind", [MemoryError, np.zeros])
+    def test_a_full_memory_is_one_line(self, kind, workers, monkeypatch):
+        def full(*_):
+            raise kind() if kind is MemoryError else AssertionError(kind(10**14))
+
+        monkeypatch.setattr(data_stub.Rendered, "read", full)
+        with pytest.raises(SystemExit) as stop:
+            train_min.main([*QUICK, "--workers", workers])
+        message = str(stop.value)
+        assert message.startswith("train_min.py: error: the memory is full")
+        assert message.endswith("; lower --batch, or add --accumulate K or --recompute")
+        assert "\n" not in message and (kind is MemoryError or "Unable to allocate" in message)
 
     def test_the_backbone_is_the_checkpoint_s_and_nothing_else(self):
         shutil.copytree(self.quick, self.out)
@@ -467,6 +488,22 @@ class TestRuns:
             )
             loaded = loaded or said == "the whole model"
             torch.testing.assert_close(value, (first if loaded else fresh)[key], rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            ({"head.bias": torch.zeros(3)}, "expected weights that fit the config in the file"),
+            (None, "expected a whole model, got no state_dict and config"),
+        ],
+    )
+    def test_init_from_a_model_whose_tensors_are_not_those_of_its_config_is_one_line(
+        self, state, message
+    ):
+        checkpoint = {"state_dict": state, "config": dataclasses.asdict(vlpt.TINY)}
+        torch.save({k: v for k, v in checkpoint.items() if v is not None}, "model.pt")
+        with pytest.raises(SystemExit, match=f"train_min.py: error: model.pt: {message}"):
+            train_min.main([*QUICK, "--init", "model.pt"])
+        assert not self.out.exists()
 
     def test_init_interpolates_the_positions_of_a_whole_model(self, tmp_path):
         torch.manual_seed(1)
@@ -551,6 +588,13 @@ class TestRuns:
             *held["scalars"]
         }
 
+    def test_overwrite_leaves_nothing_of_another_run_in_tensorboard(self):
+        earlier = self.out / "tensorboard" / "events.out.tfevents.1"
+        earlier.parent.mkdir(parents=True)
+        earlier.touch()
+        train_min.main([*AGAIN, "--samples", "8"])
+        assert not earlier.parent.exists()
+
     def test_two_runs_are_compared(self, seed_1_run, capsys):
         shutil.copytree(self.quick, self.out)
         shutil.copytree(seed_1_run.folder, self.out.with_name("u"))
@@ -602,6 +646,28 @@ class TestRuns:
         checkpoint = torch.load(self.out / "checkpoint.pt", weights_only=True)
         assert checkpoint["config"]["alphabet"] == "eta"
 
+    def test_held_out_pictures_that_cannot_be_compared_are_noticed_before_the_first_step(self):
+        for k in range(20):
+            Image.new("RGB", (64, 64), (6 * k, 99, 0)).save(f"{k}.png")
+        lines = [{"image": f"{k}.png", "words": ["ab"]} for k in range(20)]
+        Path("d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        first = readers.open_source("jsonl:d.jsonl", "heldout").name(0)
+        Path(first).write_bytes(b"broken")
+        message = f"two readable ones in a batch, got none; the last: .*{first}: not a readable"
+        with pytest.raises(SystemExit, match=message):
+            train_min.main([*QUICK, "--data", "jsonl:d.jsonl", "--samples", "800"])
+        assert steps_of(self.out) == []
+
+    def test_a_subset_of_rendered_pictures_is_the_same_however_long_the_run(self):
+        options = ["--subset", "7", "--batch", "8", "--samples"]
+        subsets = []
+        for samples in ("16", "64"):
+            args = train_min.parse_args([*options, samples])
+            subsets.append(data.open_data(args, *train_min.configure(args))[0])
+        assert subsets[0].indices.tolist() == subsets[1].indices.tolist() == list(range(7))
+        for k in range(14):
+            assert torch.equal(subsets[0][k][0], subsets[1][k][0])
+
     def test_a_subset_and_a_share_of_the_words_are_of_the_training_half(self, capsys, monkeypatch):
         halves = []
         open_data = data.open_data
@@ -611,6 +677,8 @@ class TestRuns:
         train_min.main([*QUICK, *options])
         out = capsys.readouterr().out
         assert "train: 7 pictures" in out and "heldout: 4 pictures" in out
+        with pytest.raises(SystemExit, match="subset: expected 1 to 36 pictures, got 37"):
+            train_min.main([*AGAIN, *options, "--subset", "37"])
         train, heldout = halves[:2]
         assert (train.annotated, heldout.annotated) == (0.25, 1)
         assert all((train[k][1][0] != 0).sum() == 1 for k in range(14))
@@ -717,7 +785,6 @@ class TestRuns:
                 "expected --backbone to be one of resnet18, .* got clip_resnet",
             ),
             (["--alphabet", "0123"], "0123: expected.*ascii, data, or a UTF-8 file.*, got no such"),
-            (["--subset", "33"], "subset: expected 1 to 32 pictures, got 33"),
         ],
     )
     def test_a_mistake_is_one_clear_error_and_writes_nothing(self, options, message):

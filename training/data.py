@@ -26,7 +26,7 @@ import readers
 import vlpt
 from training.augment import augment
 from training.dataset import Batch, Item, Pretraining, collate, trim
-from training.distributed import print_rank0, rank, world_size
+from training.distributed import all_gather_lists, print_rank0, rank, world_size
 
 MAX_ATTEMPTS = 8  # pictures in a row that are tried for one place in a batch
 MAX_UNREADABLE = 0.1  # share of the training pictures; ten are always allowed
@@ -41,7 +41,8 @@ def open_data(
         ValueError, OSError: the data are not what they should be; the message says what is wrong.
     """
     alphabet, size, seed = vlpt.Alphabet(config.alphabet), config.image_size, args.seed
-    source = readers.open_source(args.data, "train", size, args.samples, seed, scene)
+    count = args.samples if args.subset is None else args.subset  # of rendered pictures
+    source = readers.open_source(args.data, "train", size, count, seed, scene)
     vary = None if args.data == "synth" else augment  # rendered pictures vary enough
     train = Pretraining(source, alphabet, size, seed, args.subset, args.annotated, augment=vary)
     source = readers.open_source(args.data, "heldout", size, args.eval, seed, scene)
@@ -94,7 +95,7 @@ def make_loader(
 
     Args:
         batches: the keys of each batch.
-        train: replace pictures that cannot be read by the next ones; else they are missing.
+        train: use the next readable picture in place of an unreadable one; otherwise leave it out.
     Raises:
         RuntimeError: a worker died; the message begins with "DataLoader worker".
         OSError: as the data raise it.
@@ -119,7 +120,8 @@ def make_loader(
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
     finally:
         # Workers ignore signals, so at exit Python would wait for them forever.
-        if iterator is None:  # another loader's worker died while these were being started
+        # No iterator: starting the workers failed, because a worker of another loader had died.
+        if iterator is None:
             for child in multiprocessing.active_children():
                 child.kill()
         elif workers:
@@ -163,12 +165,20 @@ def evaluation_batches(heldout: Pretraining, count: int, batch: int, workers: in
     Returns:
         With W processes, every W-th batch. The batches do not depend on W. Each has at least
         min(batch, 64) pictures, if there are so many, less those that cannot be read.
+    Raises:
+        ValueError: no batch of any process has two readable images to compare.
     """
     count = min(count, len(heldout.indices))
     keys = np.array_split(np.arange(count), max(1, count // min(batch, 64)))
     workers = fitting_workers(workers, len(keys[0]), heldout.size)  # no batch is larger
-    loaded = make_loader(heldout, keys[rank() :: world_size()], workers)
-    return [out_of_shared_memory(each) for each in loaded]
+    loader = make_loader(heldout, keys[rank() :: world_size()], workers)
+    loaded = [out_of_shared_memory(each) for each in loader]
+    if max(all_gather_lists([len(each.images) for each in loaded])) < 2:
+        *_, reason = all_gather_lists([reason for each in loaded for reason in each.skipped])
+        raise ValueError(
+            f"held-out images: expected two readable ones in a batch, got none; the last: {reason}"
+        )
+    return loaded
 
 
 def out_of_shared_memory(batch: Batch) -> Batch:
@@ -178,7 +188,10 @@ def out_of_shared_memory(batch: Batch) -> Batch:
 
 
 def seed_of(*key: int) -> int:
-    """A seed for each key, such as the run's seed, the step and the process."""
+    """A seed from a key, such as the run's seed, the step and the process.
+
+    Trailing zeros do not count: (0, 5) and (0, 5, 0) give the same seed.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

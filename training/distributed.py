@@ -57,7 +57,7 @@ def process_group(device: str) -> Iterator[torch.device]:
             )
         this_device = torch.device("cuda", local_rank)
         torch.cuda.set_device(this_device)
-        torch.backends.cudnn.benchmark = True  # shapes never change
+        torch.backends.cudnn.benchmark = True  # training shapes never change
     if num_processes > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
     yield this_device

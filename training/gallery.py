@@ -150,16 +150,16 @@ def look(
     hidden = ids.repeat(len(positions), 1, 1).to(device)  # copy n hides the character n
     hidden[copies, positions, 0] = vlpt.MASK
     images = vlpt.normalize(pixels.expand(len(positions), -1, -1, -1).to(device))
-    shares = model(images, hidden).logits[copies, positions, 0].softmax(dim=-1).cpu()
+    probs = model(images, hidden).logits[copies, positions, 0].softmax(dim=-1).cpu()
     if model.decoder is None:
-        return shares, []
+        return probs, []
     pooled, maps = model.attention_maps(images, hidden)
-    return shares, [pooled[0], *maps[copies, positions, 0]]
+    return probs, [pooled[0], *maps[copies, positions, 0]]
 
 
-def read_char(alphabet: vlpt.Alphabet, shares: Tensor) -> str:
+def read_char(alphabet: vlpt.Alphabet, probs: Tensor) -> str:
     """The most likely of all ids as text, nothing for PAD."""
-    return alphabet.decode(shares.argmax().reshape(1, 1))[0]
+    return alphabet.decode(probs.argmax().reshape(1, 1))[0]
 
 
 @matplotlib.style.context("default")
@@ -174,13 +174,13 @@ def attention_figure(model: vlpt.VLPT, heldout: Pretraining, pictures: int = 6) 
     figure, grid = empty_grid(len(chosen), columns, size)
     with evaluation_mode(model):
         looks = [look(model, *picture, where) for picture, where in zip(chosen, known, strict=True)]
-    for row, (pixels, ids), positions, (shares, maps) in zip(
+    for row, (pixels, ids), positions, (probs, maps) in zip(
         grid, chosen, known, looks, strict=True
     ):
         word = alphabet.decode(ids)[0]
         title = spell_out(word[:12], missing) + "…" * (len(word) > 12)
         captions = [(title, "black"), ("image feature", "black")]
-        for j, each in zip(positions, shares, strict=True):
+        for j, each in zip(positions, probs, strict=True):
             captions.append(caption(word, j, read_char(alphabet, each), missing))
         heats: list[Tensor | None] = [None, *maps]
         heats += [None] * (len(captions) - len(heats))
@@ -222,7 +222,7 @@ def shrink_titles(figure: Figure, grid: np.ndarray) -> None:
 
 
 def watch(model: vlpt.VLPT, heldout: Pretraining) -> list[dict[str, Any]]:
-    """Read the same few held-out images as at every other evaluation of a run.
+    """Read a few held-out images, the same ones at each evaluation of a run.
 
     Returns:
         An entry for each image: its first word and, for each hidden character, its position, what
@@ -234,15 +234,15 @@ def watch(model: vlpt.VLPT, heldout: Pretraining) -> list[dict[str, Any]]:
     with evaluation_mode(model):
         for pixels, ids in first_pictures(heldout, WATCHED):
             positions = known_positions(ids, MAX_WATCHED_CHARS)
-            shares, maps = look(model, pixels, ids, positions)
+            probs, maps = look(model, pixels, ids, positions)
             characters = []
             for n, j in enumerate(positions):
                 heat = maps[1 + n] / maps[1 + n].max() if maps else None
                 characters.append(
                     {
                         "position": j,
-                        "guess": read_char(alphabet, shares[n]),
-                        "share": round(shares[n, ids[j, 0]].item(), 4),
+                        "guess": read_char(alphabet, probs[n]),
+                        "probability": round(probs[n, ids[j, 0]].item(), 4),
                         "attention": None if heat is None else round_map(heat),
                     }
                 )
@@ -281,7 +281,8 @@ def learning_figure(heldout: Pretraining, readings: Sequence[Mapping[str, Any]])
         # Another character in each row: the first, the second, and so on.
         n = row % max(1, len(first["characters"]))
         draw_heat(grid[row, 0], pixels, None)
-        grid[row, 0].set_title(spell_out(first["word"][:12], missing), parse_math=False)
+        title = spell_out(first["word"][:12], missing)
+        grid[row, 0].set_title(title, parse_math=False, fontfamily=fonts)
         for axes, k in zip(grid[row, 1:], shown, strict=True):
             picture = readings[k]["pictures"][row]
             title, color = draw_watched(

@@ -6,7 +6,7 @@ contrastive loss compares every image with every text of the batch.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def cached_backward(
         forward: calls the model with a piece's images, ids and targets.
         model: a `vlpt.MaskedOnly`, or DistributedDataParallel around it.
         images, ids, targets: this process's part of the batch, as `forward` takes them.
-        num_pieces: how many pieces to cut it into; each is run twice.
+        num_pieces: how many pieces to cut it into, at most; each is run twice.
         contrastive: as in `vlpt.total_loss`.
     Returns:
         The loss, and the outputs and targets of all processes, without a graph.
@@ -68,8 +68,10 @@ def cached_backward(
     for k, piece in enumerate(pieces):
         of_piece = slice(rows, rows + len(piece[0]))
         rows = of_piece.stop
-        is_last = k == len(pieces) - 1
-        with nullcontext() if is_last else no_sync(model):
+        no_sync: AbstractContextManager[None] = nullcontext()
+        if isinstance(model, DistributedDataParallel) and k < len(pieces) - 1:
+            no_sync = model.no_sync()  # gradients are averaged in the last piece
+        with no_sync:
             output, _ = forward(model, *piece)
             surrogate = (output.image * image_gradients[of_piece]).sum()
             surrogate = surrogate + (output.text * text_gradients[of_piece]).sum()
@@ -81,16 +83,6 @@ def cached_backward(
 
 def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
-
-
-@contextmanager
-def no_sync(model: nn.Module) -> Iterator[None]:
-    """Keep gradients in this process; DistributedDataParallel averages them in the last piece."""
-    if isinstance(model, DistributedDataParallel):
-        with model.no_sync():
-            yield
-    else:
-        yield
 
 
 @contextmanager

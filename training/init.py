@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 import vlpt
+from training.weights import load_model
 
 
 def load_init(model: vlpt.VLPT, init: str) -> str:
@@ -56,13 +57,11 @@ def load_whole_model(model: vlpt.VLPT, path: Path) -> bool:
 
     The positions of image tokens are interpolated to the size of the model's images.
     """
-    checkpoint = vlpt.read_checkpoint(path)
-    saved = checkpoint.get("config")
+    saved = vlpt.read_checkpoint(path).get("config")
     size = {"image_size": model.config.image_size}
     if not isinstance(saved, dict) or saved | size != dataclasses.asdict(model.config):
         return False
-    donor = vlpt.VLPT(vlpt.Config(**saved))
-    donor.load_state_dict(checkpoint["state_dict"])
+    donor = load_model(path)
     state = donor.state_dict()
     pool, decoder = donor.pool, donor.decoder
     grid = (model.pool.side, model.pool.side)

@@ -57,7 +57,7 @@ def name_pictures(data: Pretraining, batch: int, shown: int = 8) -> Iterator[Non
         raise NonFinite(error.samples, error.terms, pictures) from None
 
 
-class OnTheWay:
+class PendingMetrics:
     """Numbers that are being copied from the device, so that nobody waits for them meanwhile."""
 
     def __init__(self, samples: int, numbers: Tensor) -> None:
@@ -80,38 +80,38 @@ class Log:
     Args:
         chance: L_cls and L_bc of a model that guesses, in nats.
         entropy: L_cls of guesses by the frequency of characters, in nats.
-        out: the folder for log.jsonl, or None to write nothing.
+        out: the folder for log.jsonl.
         tensorboard: log to out/tensorboard as well.
         samples: the pictures that a resumed run has seen so far.
-        state: what `state` returned when that run was saved.
+        state: what `state` returned when that run was saved; {} for a new run.
     """
 
     def __init__(
         self,
         chance: tuple[float, float],
-        entropy: float = math.nan,
-        out: Path | None = None,
-        tensorboard: bool = False,
-        samples: int = 0,
-        state: Mapping[str, Any] | None = None,
+        entropy: float,
+        out: Path,
+        tensorboard: bool,
+        samples: int,
+        state: Mapping[str, Any],
     ) -> None:
-        state = state or {}
-        self.chance = chance
         self.rows: list[dict[str, float]] = []  # one for each step
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter(state.get("skipped"))  # by reason
         self.outside = int(state.get("outside", 0))
-        self.unshared: list[tuple[int, str]] = []  # skipped by this process since `share`
-        self.unshared_outside = 0
-        self.on_the_way: OnTheWay | None = None
-        self.seconds: list[tuple[float, float]] = []  # of each step: waiting for data, in all
-        self.num_timed = 0  # steps in `seconds` that the last evaluation's line tells of
-        self.num_averaged = 0  # the same of `rows`
+        self.own_skipped: list[tuple[int, str]] = []  # by this process since `gather_skipped`
+        self.own_outside = 0
+        self.pending: PendingMetrics | None = None
+        # Seconds of waiting for data and in all: of all steps, and of those that no evaluation's
+        # line covers yet.
+        self.timed = np.array(state.get("timed", (0.0, 0.0)))
+        self.timed_lately = np.zeros(2)
         self.num_timed_samples = samples  # images at the last evaluation or the resumption
+        self.num_averaged = 0  # entries of `rows` that earlier evaluation lines already cover
         self.earlier_seconds = float(state.get("seconds", 0.0))
         self.path: Path | None = None
         self.board: Any = None
-        if out is not None and rank() == 0:
+        if rank() == 0:
             self.path = out / "log.jsonl"
             self.read(self.path, samples)
             if tensorboard:
@@ -120,10 +120,9 @@ class Log:
                 self.board = SummaryWriter(str(out / "tensorboard"), purge_step=samples + 1)
         print_rank0(HEADER)
         print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   nats, for blind guesses")
-        if math.isfinite(entropy):
-            print_rank0(
-                f"{'entropy':>10} {entropy:7.3f}   nats, for guesses by the frequency of characters"
-            )
+        print_rank0(
+            f"{'entropy':>10} {entropy:7.3f}   nats, for guesses by the frequency of characters"
+        )
         self.start = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
@@ -132,6 +131,7 @@ class Log:
             "skipped": dict(self.skipped),
             "outside": self.outside,
             "seconds": self.elapsed(),
+            "timed": self.timed.tolist(),
         }
 
     def read(self, path: Path, samples: int) -> None:
@@ -182,20 +182,20 @@ class Log:
         Raises:
             NonFinite: as `flush` does, one step late. No checkpoint was written meanwhile.
         """
-        self.flush(OnTheWay(samples, numbers))
+        self.flush(PendingMetrics(samples, numbers))
 
-    def flush(self, following: OnTheWay | None = None) -> None:
+    def flush(self, following: PendingMetrics | None = None) -> None:
         """Log the numbers of the last step. Call it before a checkpoint is written.
 
         Raises:
             NonFinite: one of them is infinite or not a number.
         """
-        last, self.on_the_way = self.on_the_way, following
+        last, self.pending = self.pending, following
         if last is None:
             return
         terms = last.read()
         if not all(map(math.isfinite, terms.values())):
-            self.on_the_way = None
+            self.pending = None
             raise NonFinite(last.samples, terms)
         self.rows.append({"samples": last.samples, **terms})
         self.write("step", self.rows[-1])
@@ -204,22 +204,27 @@ class Log:
                 self.board.add_scalar(f"train/{key}", value, last.samples)
 
     def skip(self, samples: int, skipped: list[str], outside: int) -> None:
-        """Take what a batch lacks: pictures that could not be read, words outside of theirs."""
-        self.unshared += [(samples, reason) for reason in skipped]
-        self.unshared_outside += outside
+        """Record a batch's unreadable pictures and its number of words outside their picture."""
+        self.own_skipped += [(samples, reason) for reason in skipped]
+        self.own_outside += outside
 
-    def share(self) -> None:
+    def gather_skipped(self) -> None:
         """Count and log what the batches of all processes lack. Every process has to call it."""
-        for samples, reason in all_gather_lists(self.unshared):
+        for samples, reason in all_gather_lists(self.own_skipped):
             self.skipped[reason] += 1
             self.write("skipped", {"samples": samples, "reason": reason})
-        self.outside += int(all_reduce(torch.tensor(self.unshared_outside)))
-        self.unshared, self.unshared_outside = [], 0
+        self.outside += int(all_reduce(torch.tensor(self.own_outside)))
+        self.own_skipped, self.own_outside = [], 0
 
-    def wait(self, first: int = 0) -> float:
-        """The share of the time, 0..1, that the steps from `first` on waited for data."""
-        waited, total = np.array(self.seconds[first:]).reshape(-1, 2).sum(axis=0).tolist()
-        return waited / total if total else 0.0
+    def time(self, waited: float, seconds: float) -> None:
+        """Record how long a step waited for its batch, and how long it took with that."""
+        self.timed += (waited, seconds)
+        self.timed_lately += (waited, seconds)
+
+    def wait(self) -> float:
+        """The share of the time, 0..1, that all steps of the run waited for data."""
+        waited, seconds = self.timed.tolist()
+        return waited / max(1e-9, seconds)
 
     def elapsed(self) -> float:
         """Seconds of training, including those before the run was resumed."""
@@ -227,10 +232,10 @@ class Log:
 
     def evaluation(self, samples: int, result: dict[str, float]) -> str:
         """Log an evaluation and return the line to print, with means since the one before it."""
-        total = sum(seconds for _, seconds in self.seconds[self.num_timed :])
-        speed = (samples - self.num_timed_samples) / max(1e-9, total)
-        wait = self.wait(self.num_timed)
-        self.num_timed, self.num_timed_samples = len(self.seconds), samples
+        waited, seconds = self.timed_lately.tolist()
+        speed = (samples - self.num_timed_samples) / max(1e-9, seconds)
+        wait = waited / max(1e-9, seconds)
+        self.timed_lately, self.num_timed_samples = np.zeros(2), samples
         self.evaluations.append({"samples": samples, **result})
         self.write("evaluation", {**self.evaluations[-1], "img_s": speed, "wait": wait})
         if self.board is not None:

@@ -1,8 +1,8 @@
 """Figures of a run: its curves, a page with everything, and two runs side by side.
 
-    plot_losses(path, steps, evaluations, chance)   the curves of one run
-    write_report("runs/NAME")                       report.html, one file that needs no network
-    compare(["runs/A", "runs/B"])                   a table to print, and one plot
+    draw_all("runs/NAME", model, heldout)   every figure of a run, and then the page
+    write_report("runs/NAME")               report.html, one file that needs no network
+    compare(["runs/A", "runs/B"])           a table to print, and one plot
 
 The last two read nothing but the folder of a run: run.json, log.jsonl, metrics.json, its pictures.
 The user's own matplotlib settings (matplotlibrc) are not used, so figures look the same everywhere.
@@ -32,6 +32,7 @@ from training import gallery
 from training.dataset import Pretraining
 from training.gallery import find_fonts, spell_out
 from training.options import Parser
+from training.runs import damaged, no_run, read_facts, read_json
 
 Row = Mapping[str, Any]
 COLORS = ("#2f7fc1", "#d9701a", "#2a9d5c", "#b052c0", "#c0395b", "#8a6d3b")  # on white and on black
@@ -83,7 +84,6 @@ PICTURES = {  # files of a run, each with a title and an alternative text
     "attention.png": ("Which letter looks where", "held-out images under their attention maps"),
     "learning.png": ("How it learned to read", "the same held-out images at each evaluation"),
     "retrieval.png": ("What is nearest", "the nearest words of images, and images of words"),
-    "sheet.png": ("Images it was trained on", "rendered images with their words outlined"),
 }
 
 
@@ -100,23 +100,6 @@ class Run(NamedTuple):
     readings: Sequence[Row] = ()  # what the model read at each evaluation, see training/gallery.py
 
 
-def no_run(folder: Path, file: str) -> ValueError:
-    return ValueError(f"{folder}: expected the folder of a run, got no {file}")
-
-
-def damaged(place: Path | str, error: Exception) -> ValueError:
-    return ValueError(f"{place}: expected what train_min.py writes, got a damaged file ({error!r})")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise no_run(path.parent, path.name) from None
-    except (ValueError, TypeError) as error:
-        raise damaged(path, error) from None
-
-
 def read_run(folder: str | Path) -> Run:
     """Read the folder of a run.
 
@@ -124,12 +107,7 @@ def read_run(folder: str | Path) -> Run:
         ValueError: it is not one, or a file is damaged; the message names the file and the line.
     """
     folder = Path(folder)
-    facts = read_json(folder / "run.json")
-    try:
-        _, _ = map(float, facts["chance"])
-        facts |= {"args": {**facts["args"]}, "config": {**facts["config"]}}
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(folder / "run.json", error) from None
+    facts = read_facts(folder)
     notes = []
     result = {}
     if (folder / "metrics.json").is_file():
@@ -179,15 +157,12 @@ def read_log(folder: Path) -> tuple[list[list[Row]], Counter[str], list[str]]:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over a window around each value, as far as there are values, without NaN."""
-    is_finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(is_finite, values, 0))])
-    counts = np.concatenate([[0.0], np.cumsum(is_finite)])
+    """The mean over a window around each value, as far as there are values."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
     positions = np.arange(len(values))
     low = (positions - window // 2).clip(0)
     high = (positions + window // 2 + 1).clip(max=len(values))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((sums[high] - sums[low]) / (counts[high] - counts[low]))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
 def chance_level(run: Run, panel: str) -> float:
@@ -263,35 +238,15 @@ def plot_curves(runs: Sequence[tuple[str, Run]], panels: Sequence[str] = tuple(P
 
 
 @matplotlib.style.context("default")
-def plot_losses(
-    path: str | Path, steps: Sequence[Row], evaluations: Sequence[Row], chance: tuple[float, float]
-) -> None:
-    """Losses, characters read and retrieval, with the levels of chance."""
-    run = Run(Path(), {"chance": chance}, list(steps), list(evaluations), Counter(), {}, [])
-    plot_curves([("", run)]).savefig(path, dpi=110)
-
-
-@matplotlib.style.context("default")
-def plot_attention(path: str | Path, model: vlpt.VLPT, heldout: Pretraining) -> None:
-    gallery.attention_figure(model, heldout).savefig(path, dpi=110)
-
-
-def draw_all(
-    out: Path,
-    model: vlpt.VLPT,
-    heldout: Pretraining,
-    steps: Sequence[Row],
-    evaluations: Sequence[Row],
-    chance: tuple[float, float],
-) -> None:
+def draw_all(out: Path, model: vlpt.VLPT, heldout: Pretraining) -> None:
     """Leave the figures, the animation and report.html in the folder of a run that has ended."""
-    plot_losses(out / "loss.png", steps, evaluations, chance)
-    plot_attention(out / "attention.png", model, heldout)
+    run = read_run(out)
+    plot_curves([("", run)]).savefig(out / "loss.png", dpi=110)
+    gallery.attention_figure(model, heldout).savefig(out / "attention.png", dpi=110)
     gallery.retrieval_figure(model, heldout).savefig(out / "retrieval.png", dpi=110)
-    readings = read_run(out).readings
-    if readings:
-        gallery.learning_figure(heldout, readings).savefig(out / "learning.png", dpi=110)
-        gallery.save_animation(out / "learning.gif", heldout, readings)
+    if run.readings:
+        gallery.learning_figure(heldout, run.readings).savefig(out / "learning.png", dpi=110)
+        gallery.save_animation(out / "learning.gif", heldout, run.readings)
     write_report(out)
 
 

@@ -13,11 +13,12 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,26 @@ MAY_CHANGE = ("name", "workers", "device", "tensorboard", *OF_THIS_CALL)  # with
 # ---- The folder and run.json -------------------------------------------------------------------
 
 
-def open_folder(args: argparse.Namespace) -> Path:
-    """Return runs/NAME, ready for a new run or for going on. Only --overwrite replaces files.
+def check_folder(args: argparse.Namespace) -> None:
+    """Raise a ValueError if something is in runs/NAME, and no option says what to do with it."""
+    out = Path("runs") / args.name
+    if rank() > 0 or args.resume or args.overwrite:
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"{out}: expected a new or empty folder, got files there; "
+            "use --resume, --overwrite or another --name"
+        )
 
-    Raises:
-        ValueError: there is something in the folder, and the options do not say what to do.
-    """
+
+def open_folder(args: argparse.Namespace) -> Path:
+    """Return runs/NAME, ready for a new run or for going on. A new run replaces an earlier one."""
     out = Path("runs") / args.name
     if rank() == 0 and not args.resume:
-        if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(
-                f"{out}: expected a new or empty folder, got files there; "
-                "use --resume, --overwrite or another --name"
-            )
         out.mkdir(parents=True, exist_ok=True)
         for name in (*FILES, UNFINISHED):
             (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
     return out
 
 
@@ -111,20 +116,41 @@ def git_commit() -> str | None:
         return None
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def no_run(folder: Path, file: str) -> ValueError:
+    return ValueError(f"{folder}: expected the folder of a run, got no {file}")
+
+
+def damaged(place: Path | str, error: Exception) -> ValueError:
+    return ValueError(f"{place}: expected what train_min.py writes, got a damaged file ({error!r})")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file from the folder of a run.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise no_run(path.parent, path.name) from None
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
     """Read run.json of a run.
 
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    path = folder / "run.json"
+    facts = read_json(folder / "run.json")
     try:
-        facts = json.loads(path.read_text("utf-8"))
-        return {"args": dict(facts["args"]), "processes": int(facts["processes"])}
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: expected the folder of a run, got no run.json in it") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: expected what train_min.py writes, got a damaged file") from None
+        _, _ = map(float, facts["chance"])
+        known = {"args": {**facts["args"]}, "config": {**facts["config"]}}
+        return facts | known | {"processes": int(facts["processes"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder / "run.json", error) from None
 
 
 # ---- Resuming ----------------------------------------------------------------------------------
@@ -143,7 +169,7 @@ def resume_options(
     unset = object()  # argparse sets a default only where there is no value yet
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
     given = {key: value for key, value in given.items() if value is not unset}
-    earlier = read_run(Path("runs") / args.name)["args"]
+    earlier = read_facts(Path("runs") / args.name)["args"]
     contradictions = []
     for key in sorted(given.keys() & earlier.keys() - set(MAY_CHANGE)):
         if given[key] != earlier[key]:
@@ -159,7 +185,7 @@ def resume_options(
 def check_processes(args: argparse.Namespace) -> None:
     """Raise a ValueError if these processes cannot run with the options, or go on with the run."""
     if args.resume:
-        expected = read_run(Path("runs") / args.name)["processes"]
+        expected = read_facts(Path("runs") / args.name)["processes"]
         if expected != world_size():  # each process draws masks of its own
             raise ValueError(f"processes: expected {expected} as before, got {world_size()}")
     if args.batch % world_size():
@@ -205,7 +231,10 @@ def save_checkpoint(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run can be resumed; between two renames it has only the checkpoint before."""
+    """Whether a run can be resumed.
+
+    If it was killed between two renames, only checkpoint.previous.pt exists.
+    """
     return any((folder / name).exists() for name in ("checkpoint.pt", "checkpoint.previous.pt"))
 
 
@@ -266,8 +295,8 @@ class Stopped(Exception):
 def catch_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list. The first one is only noted; a second one kills.
 
-    With several processes a second one is noted as well, since a launcher may repeat a signal,
-    and kills them itself in the end.
+    With several processes further signals are only noted: a launcher may repeat a signal, and kills
+    its processes itself if they do not end.
     """
     caught: list[int] = []
 
@@ -275,10 +304,10 @@ def catch_signals() -> Iterator[list[int]]:
         is_alone = world_size() == 1
         if caught and is_alone:
             os._exit(128 + number)
-        if not caught:
-            hint = "; press Ctrl-C again to stop at once" if is_alone else ""
-            print(f"stopping after this step{hint}", file=sys.stderr)
         caught.append(number)
+        if len(caught) == 1:
+            hint = "; press Ctrl-C again to stop at once" if is_alone else ""
+            print_error(f"stopping after this step{hint}")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -286,6 +315,12 @@ def catch_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def print_error(text: str) -> None:
+    """Print to stderr. A terminal or a pipe that is gone does not keep a run from being saved."""
+    with suppress(OSError, RuntimeError):  # the latter if a signal interrupts such a print
+        print(text, file=sys.stderr)
 
 
 @contextmanager
@@ -321,16 +356,20 @@ def one_line_errors(program: str, advice: str = "use a machine with more") -> It
         sys.exit(f"{program}: {place}error: the memory of the GPU is full; {advice}")
     except (FloatingPointError, ValueError, OSError, ImportError) as error:
         sys.exit(f"{program}: {place}error: {describe_error(error)}")
-    except RuntimeError as error:
-        message = str(error).split("\n")[0].strip().rstrip(".")
+    except (MemoryError, RuntimeError) as error:
+        lines = str(error).strip().split("\n")
+        # Of an error in a worker torch passes on the whole stack trace, with the error at its end.
+        message = lines[-1 if lines[0].startswith("Caught") else 0].strip().rstrip(".")
         if message.startswith("DataLoader worker"):
             advice = "a run of train_min.py continues with --resume"
+        elif isinstance(error, MemoryError) or "MemoryError" in message:  # of Python or NumPy
+            message = f"the memory is full: {message}".rstrip(": ")
         elif "can't allocate memory" not in message:  # what torch says on a CPU
             raise
         sys.exit(f"{program}: {place}error: {message}; {advice}")
     except Stopped as stop:
-        print(f"{program}: {place}{stop}", file=sys.stderr)
+        print_error(f"{program}: {place}{stop}")
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        print(f"{program}: {place}stopped", file=sys.stderr)
+        print_error(f"{program}: {place}stopped")
         sys.exit(130)
