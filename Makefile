@@ -26,8 +26,6 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	mkdir -p runs/demo
-	$(RUN) -m readers sheet synth runs/demo/sheet.png --digits
 	$(RUN) train_min.py --name demo --overwrite
 
 $(VENV)/installed-docs: $(VENV)/installed
