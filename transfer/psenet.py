@@ -177,7 +177,8 @@ class PSENet(PyramidDetector):
         Returns: logits (B, n, H, W).
         """
         features = self.features(images)
-        with vlpt.autocast_off(features):  # scores in float32, see there
+        # float32: bfloat16 is too coarse for scores, see `VLPT.decode`.
+        with vlpt.autocast_off(features):
             logits = self.head(features.to(self.head.weight.dtype))  # (B, n, H / 4, W / 4)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
