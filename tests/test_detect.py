@@ -146,6 +146,51 @@ class TestSources:
         assert f_score(perfect)["f"] == 1
 
 
+class Perfect(torch.nn.Module):
+    """A detector whose scores are what is drawn in training for a polygon."""
+
+    def __init__(self, polygon, scale, config):
+        super().__init__()
+        self.polygon = polygon * scale
+        self.config = config
+        self.head = heads.HEADS[config.head]
+        self.find_words = self.head.find_words
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        shape = images.shape[2:]
+        truth, _ = self.head.draw_truth([self.polygon], np.zeros(1, bool), shape, self.config)
+        return torch.from_numpy(truth)[None].float() * 20 - 10
+
+
+class TestPixels:
+    """Training draws a point of a picture at its coordinates times the scale; detection undoes it."""
+
+    BOX = np.float32([[400, 200], [800, 200], [800, 320], [400, 320]])
+
+    @pytest.mark.parametrize("scale", [0.25, 0.5])
+    @pytest.mark.parametrize("curved", [False, True])
+    def test_perfect_kernels_give_a_box_back_exactly(self, scale, curved):
+        config = DetectorConfig(long_side=int(1280 * scale), curved=curved)
+        for polygon in (self.BOX, self.BOX - self.BOX[0]):  # in the middle, and at the corner
+            model = Perfect(polygon, scale, config)
+            (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+            assert sorted(np.round(found, 2).tolist()) == sorted(polygon.tolist())
+
+    @pytest.mark.parametrize("scale", [0.25, 0.5])
+    def test_a_box_of_differentiable_binarization_keeps_its_centre(self, scale):
+        config = DetectorConfig(long_side=int(1280 * scale), head="db")
+        model = Perfect(self.BOX, scale, config)
+        (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+        assert found.mean(0) == pytest.approx(self.BOX.mean(0), abs=0.01)
+
+    def test_a_grown_outline_ends_at_the_edges_of_the_picture(self):
+        config = DetectorConfig(long_side=320, head="db")
+        model = Perfect(self.BOX.mean(0) + 30 * (self.BOX - self.BOX.mean(0)), 0.25, config)
+        (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+        assert found.min(0).tolist() == [0, 0] and found.max(0).tolist() == [1280, 720]
+
+
 class TestCorners:
     """Corners that are not listed in order around their word."""
 

@@ -50,6 +50,6 @@ def detect_text(
     images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
     scores = model(images)[0, :, :height, :width].sigmoid().cpu().numpy()  # (n, height, width)
     polygons, means = model.find_words(scores, config)
+    # The inverse of drawing the truth, where a point of the picture is multiplied by the scale.
     stretch = np.divide(image.size, (width, height))
-    corner = np.subtract(image.size, 1)
-    return [((p + 0.5) * stretch - 0.5).clip(0, corner) for p in polygons], means
+    return [(p * stretch).clip(0, image.size) for p in polygons], means
