@@ -29,7 +29,13 @@ def build_detector(config: DetectorConfig, weights: str | None = None) -> Pyrami
     if weights is None:
         backbone = vlpt.build_backbone(name, **size)
     else:
-        backbone = vlpt.load_backbone(weights, name, **size)
+        checkpoint = vlpt.read_checkpoint(weights)
+        try:
+            backbone = vlpt.load_backbone(checkpoint, name, **size)
+        except ValueError:
+            message = f"expected the weights of the backbone {config.backbone}"
+            advice = "set --backbone to that of the pre-training"
+            raise ValueError(f"{weights}: {message}; {advice}") from None
     return HEADS[config.head](backbone, config.width)
 
 
