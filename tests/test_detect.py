@@ -307,6 +307,12 @@ class TestSurvey:
             "warning: 2 of 4 words are so small at --long 96 that their smallest"
         )
 
+    def test_small_words_are_named_as_the_head_names_them(self):
+        found = dataset.Survey(crops=1, without_words=0, words=3, unusable=0, too_thin=2)
+        for head, name in (("psenet", "smallest kernel"), ("db", "shrunken copy")):
+            (line,) = dataset.describe_survey(found, DetectorConfig(head=head))
+            assert f"so small at --long 960 that their {name} is less than a pixel" in line
+
     def test_a_larger_picture_makes_words_thick_enough(self, tmp_path):
         data = self.crops(tmp_path, ("10,50,90,50,90,52,10,52,thin",), long_side=960)
         assert dataset.survey(data, 4).too_thin == 0
