@@ -1096,10 +1096,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, as OpenAI's CLIP checkpoints are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return False  # no archive or a damaged one; reading it will say what is wrong
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -331,6 +331,16 @@ class TestDetection:
             assert len(polygon) > 2 and cv2.contourArea(polygon, oriented=True) > 0
             assert 0.3 < mean <= 1
 
+    @pytest.mark.parametrize("curved", [False, True])
+    def test_lines_of_one_pixel_give_valid_polygons(self, curved):
+        for seed in range(100):
+            lines = np.zeros((48, 48))
+            for x, y, *end in np.random.default_rng(seed).integers(0, 48, (6, 4)).tolist():
+                cv2.line(lines, (x, y), end, 0.9)
+            polygons, means = find_words(lines, curved, 0.0)
+            assert len(polygons) == len(means)
+            assert all(cv2.contourArea(polygon, oriented=True) > 0 for polygon in polygons)
+
     def test_the_small_and_the_unsure_are_dropped(self):
         probability = np.zeros((60, 60))
         probability[2:5, 2:5], probability[10:20, 10:30] = 0.9, 0.9

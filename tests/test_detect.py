@@ -146,6 +146,51 @@ class TestSources:
         assert f_score(perfect)["f"] == 1
 
 
+class Perfect(torch.nn.Module):
+    """A detector whose scores are what is drawn in training for a polygon."""
+
+    def __init__(self, polygon, scale, config):
+        super().__init__()
+        self.polygon = polygon * scale
+        self.config = config
+        self.head = heads.HEADS[config.head]
+        self.find_words = self.head.find_words
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        shape = images.shape[2:]
+        truth, _ = self.head.draw_truth([self.polygon], np.zeros(1, bool), shape, self.config)
+        return torch.from_numpy(truth)[None].float() * 20 - 10
+
+
+class TestPixels:
+    """Training multiplies the corners of a word by the scale, and detection undoes it."""
+
+    BOX = np.float32([[400, 200], [800, 200], [800, 320], [400, 320]])
+
+    @pytest.mark.parametrize("scale", [0.25, 0.5])
+    @pytest.mark.parametrize("curved", [False, True])
+    def test_perfect_kernels_give_a_box_back_exactly(self, scale, curved):
+        config = DetectorConfig(long_side=int(1280 * scale), curved=curved)
+        for polygon in (self.BOX, self.BOX - self.BOX[0]):  # in the middle, and at the corner
+            model = Perfect(polygon, scale, config)
+            (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+            assert sorted(np.round(found, 2).tolist()) == sorted(polygon.tolist())
+
+    @pytest.mark.parametrize("scale", [0.25, 0.5])
+    def test_a_box_of_differentiable_binarization_keeps_its_centre(self, scale):
+        config = DetectorConfig(long_side=int(1280 * scale), head="db")
+        model = Perfect(self.BOX, scale, config)
+        (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+        assert found.mean(0) == pytest.approx(self.BOX.mean(0), abs=0.01)
+
+    def test_a_grown_outline_ends_at_the_edges_of_the_picture(self):
+        config = DetectorConfig(long_side=320, head="db")
+        model = Perfect(self.BOX.mean(0) + 30 * (self.BOX - self.BOX.mean(0)), 0.25, config)
+        (found,), _ = heads.detect_text(model, Image.new("RGB", (1280, 720)), config)
+        assert found.min(0).tolist() == [0, 0] and found.max(0).tolist() == [1280, 720]
+
+
 class TestCorners:
     """Corners that are not listed in order around their word."""
 
@@ -261,6 +306,12 @@ class TestSurvey:
         assert thin.startswith(
             "warning: 2 of 4 words are so small at --long 96 that their smallest"
         )
+
+    def test_small_words_are_named_as_the_head_names_them(self):
+        found = dataset.Survey(crops=1, without_words=0, words=3, unusable=0, too_thin=2)
+        for head, name in (("psenet", "smallest kernel"), ("db", "shrunken copy")):
+            (line,) = dataset.describe_survey(found, DetectorConfig(head=head))
+            assert f"so small at --long 960 that their {name} is less than a pixel" in line
 
     def test_a_larger_picture_makes_words_thick_enough(self, tmp_path):
         data = self.crops(tmp_path, ("10,50,90,50,90,52,10,52,thin",), long_side=960)
@@ -378,11 +429,39 @@ class TestCommands:
         assert not list(out.glob("*.part"))
         assert "1 texts; wrote" in capsys.readouterr().out
 
+    def test_the_file_of_a_detector_stands_for_its_folder(self, trained, monkeypatch, tmp_path):
+        monkeypatch.chdir(trained)
+        Image.new("RGB", (64, 64)).save(tmp_path / "by_file.png")
+        detect.main(["eval", "runs/d/checkpoint.pt", "--data", "icdar2015:ic"])
+        assert json.loads(Path("runs/d/score.json").read_text())["pictures"] == 2
+        assert Path("runs/d/results/res_img_801.txt").exists()
+        detect.main(["predict", "runs/d/checkpoint.pt", str(tmp_path / "by_file.png")])
+        assert Path("runs/d/predictions/by_file.json").exists()
+
+    @pytest.mark.parametrize(("options", "expected"), [([], 0.7), (["--score", "0.2"], 0.2)])
+    def test_eval_and_predict_take_another_score(
+        self, trained, monkeypatch, tmp_path, options, expected
+    ):
+        monkeypatch.chdir(trained)
+        Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+        seen = []
+        monkeypatch.setattr(detect, "detect_text", lambda *args: seen.append(args[2]) or ([], []))
+        detect.main(["eval", "runs/d", "--data", "icdar2015:ic", *options])
+        detect.main(["predict", "runs/d", str(tmp_path / "photo.png"), *options])
+        assert [config.min_score for config in seen] == [expected] * 3
+        assert json.loads(Path("runs/d/score.json").read_text())["min_score"] == expected
+
+    def test_the_options_of_a_training_are_kept_as_they_are(self, trained):
+        options = json.loads((trained / "runs/d/metrics.json").read_text())["args"]
+        assert (options["samples"], options["lr"], options["curved"]) == (8, 1e-3, False)
+        assert options["init"] is None and options["data"] == "icdar2015:ic"
+
     def test_predict_takes_the_pictures_of_a_folder(self, trained, monkeypatch, tmp_path):
         monkeypatch.chdir(trained)
         for name in ("one.jpg", "two.PNG"):
             Image.new("RGB", (64, 64)).save(tmp_path / name)
         (tmp_path / "notes.txt").write_text("no picture")
+        (tmp_path / "._one.jpg").write_bytes(b"what a Mac leaves on other disks")
         detect.main(["predict", "runs/d", str(tmp_path)])
         out = trained / "runs/d/predictions"
         assert {"one.json", "one.png", "two.json", "two.png"} <= {p.name for p in out.iterdir()}
@@ -476,39 +555,60 @@ class TestMistakes:
             "got another checkpoint"
         )
         assert "noise.pt: " in self.fails(capsys, "predict", "noise.pt", "a.png")
-        message = self.fails(capsys, "train", "--init", "other.pt", *TINY)
-        assert message.startswith("other.pt: ") and "clip_resnet" in message
+        message = self.fails(capsys, "train", "--init", "noise.pt", *TINY)
+        assert message.startswith("noise.pt: not a readable checkpoint")
         vlpt.export_backbone(vlpt.build_backbone("resnet18"), "r18.pt")
-        message = self.fails(capsys, "train", "--init", "r18.pt", *TINY)
-        assert message.startswith("r18.pt: ") and "\n" not in message
+        for name in ("other.pt", "r18.pt"):
+            assert self.fails(capsys, "train", "--init", name, *TINY) == (
+                f"{name}: expected the weights of the backbone tiny; "
+                "set --backbone to that of the pre-training"
+            )
         assert not Path("runs").exists()
 
     def test_missing_runs(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         Path("empty").mkdir()
         nothing = "expected the folder of a run or a file, got nothing there"
-        assert self.fails(capsys, "eval", "nowhere") == f"nowhere: {nothing}"
+        assert self.fails(capsys, "eval", "nowhere", "--data", "synth") == f"nowhere: {nothing}"
         assert self.fails(capsys, "train", "--init", "nowhere", *TINY) == f"nowhere: {nothing}"
         message = self.fails(capsys, "predict", "empty", "a.png")
         assert message == "empty: expected the folder of a run, got no checkpoint.pt in it"
 
     @pytest.mark.parametrize(
-        ("error", "message"),
+        ("error", "command", "message"),
         [
             (
                 torch.OutOfMemoryError("CUDA out of memory"),
+                ["train"],
                 "full; lower --batch, --crop or --width",
             ),
-            (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Killed"),
+            (
+                torch.OutOfMemoryError("CUDA out of memory"),
+                ["eval", "runs/d", "--data", "synth"],
+                "full; use --device cpu",
+            ),
+            (
+                torch.OutOfMemoryError("CUDA out of memory"),
+                ["predict", "runs/d", "a.png"],
+                "full; use --device cpu",
+            ),
+            (
+                RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+                ["train"],
+                "Killed",
+            ),
         ],
     )
-    def test_a_full_gpu_and_a_killed_worker_are_one_line(self, error, message, monkeypatch):
+    def test_a_full_gpu_and_a_killed_worker_are_one_line(
+        self, error, command, message, monkeypatch
+    ):
         def fail(_):
             raise error
 
-        monkeypatch.setattr(detect, "train", fail)
+        for name in ("train", "evaluate", "predict"):
+            monkeypatch.setattr(detect, name, fail)
         with pytest.raises(SystemExit) as stop:
-            detect.main(["train"])
+            detect.main(command)
         assert str(stop.value).endswith(message) and "\n" not in str(stop.value)
 
     def test_the_device_is_a_gpu_if_there_is_one(self, monkeypatch):
@@ -520,6 +620,8 @@ class TestMistakes:
         monkeypatch.chdir(trained)
         message = self.fails(capsys, "predict", "runs/d", tmp_path)
         assert message == f"{tmp_path}: expected pictures such as .jpg or .png, got none in it"
+        picture = "ic/ch4_training_images/img_801.jpg"
+        assert self.fails(capsys, "predict", "runs/d", picture, tmp_path) == message
         message = self.fails(capsys, "eval", "runs/d", "--data", f"icdar2015:{tmp_path}")
         assert "ch4_training_images: expected " in message and "got no such" in message
         for folder in ("Train", "Test"):
@@ -537,6 +639,10 @@ class TestMistakes:
         message = self.fails(capsys, "predict", "runs/d", tmp_path / "cut.jpg")
         assert "cut.jpg: not a readable picture (" in message and "\n" not in message
         root = make_icdar(tmp_path / "ic")
+        later = root / "ch4_training_images/img_802.jpg"
+        message = self.fails(capsys, "predict", "runs/d", tmp_path / "cut.jpg", later)
+        assert message.startswith(f"1 of 2 pictures could not be read: {tmp_path}/cut.jpg: ")
+        assert Path("runs/d/predictions/img_802.json").exists()
         (tmp_path / "cut.jpg").replace(root / "ch4_training_images/img_2.jpg")
         message = self.fails(capsys, "train", "--data", f"icdar2015:{root}", "--name", "cut", *TINY)
         assert "img_2.jpg: not a readable picture (" in message
@@ -571,6 +677,10 @@ class TestMistakes:
     def test_another_number_of_pictures(self, capsys):
         message = self.fails(capsys, "eval", "runs/d", "--count", "0")
         assert "--count: expected a whole number of at least 1, got '0'; see --help" in message
+
+    def test_eval_needs_to_know_the_data(self, capsys):
+        message = self.fails(capsys, "eval", "runs/d")
+        assert "the following arguments are required: --data" in message
 
     def test_unknown_data(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -640,17 +750,40 @@ class TestMistakes:
         detect.main(["eval", "runs/d", "--data", "icdar2015:ic"])
         score, results = Path("runs/d/score.json"), Path("runs/d/results")
         before = score.read_text(), sorted(results.iterdir())
+        monkeypatch.setattr(detect, "detect_text", None)  # the error comes before it
         message = self.fails(capsys, "eval", "runs/d", "--data", f"jsonl:{tmp_path}/d.jsonl")
-        assert message.endswith("res_1.txt: expected one picture of this name, got two")
+        assert message.endswith("res_1.txt: expected one picture of this name, got 2")
         assert (score.read_text(), sorted(results.iterdir())) == before  # nothing is lost
 
-    def test_a_new_detector_has_no_score_yet(self, trained, monkeypatch):
+    def test_a_new_detector_has_found_nothing_yet(self, trained, monkeypatch):
         monkeypatch.chdir(trained)
+        run = Path("runs/again")
         detect.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
+        before = {path for path in run.rglob("*") if path.is_file()}
         detect.main(["eval", "runs/again", "--data", "icdar2015:ic"])
-        assert Path("runs/again/score.json").exists()
+        detect.main(["predict", "runs/again", "ic/ch4_training_images"])
+        Path("runs/again/predictions/notes.txt").write_text("of the user")
+        assert len([path for path in run.rglob("*") if path.is_file()]) > len(before) + 1
         detect.main(["train", "--data", "icdar2015:ic", "--name", "again", *TINY])
-        assert not Path("runs/again/score.json").exists()
+        after = {path for path in run.rglob("*") if path.is_file()}
+        assert after == {*before, Path("runs/again/predictions/notes.txt")}
+
+    def test_a_folder_that_cannot_be_written_to_is_noticed_before_the_training(
+        self, trained, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(trained)
+        monkeypatch.setattr(detect, "train_detector", None)  # the error comes before it
+        command = ["train", "--data", "icdar2015:ic", "--name", "shut", *TINY]
+        Path("runs/shut").symlink_to("nowhere/at/all")
+        expected = "--name: expected a folder that can be written to, got runs/shut: "
+        assert self.fails(capsys, *command) == f"{expected}File exists"
+
+        def refuse(dir):
+            raise PermissionError(13, "Permission denied", str(dir))
+
+        Path("runs/shut").unlink()
+        monkeypatch.setattr(detect.tempfile, "TemporaryFile", refuse)
+        assert self.fails(capsys, *command) == f"{expected}Permission denied"
 
     def test_a_full_disk_leaves_the_old_detector(self, trained, monkeypatch, capsys):
         monkeypatch.chdir(trained)
@@ -671,7 +804,7 @@ class TestMistakes:
         assert message == "--lr: expected a smaller one, got 9.0: the loss is nan"
 
     def test_are_shown_without_a_traceback(self, tmp_path):
-        command = [sys.executable, "-m", "transfer.detect", "eval", tmp_path / "nowhere"]
+        command = [sys.executable, "-m", "transfer.detect", "predict", tmp_path, tmp_path]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert done.stderr.startswith(self.PROGRAM)
@@ -687,7 +820,7 @@ class TestCache:
         source = open_dataset(f"icdar2015:{folder}", "train")
         return source if gigabytes is None else CachedSource(source, gigabytes, threads=2)
 
-    @pytest.mark.parametrize(("gigabytes", "cached"), [(1.0, 4), (2.5 * 96 * 64 * 3e-9, 2), (0, 0)])
+    @pytest.mark.parametrize(("gigabytes", "cached"), [(1.0, 4), (2.5 * 96 * 64 * 4e-9, 2), (0, 0)])
     def test_crops_are_the_same_with_and_without_it(self, tmp_path, gigabytes, cached):
         folder = make_icdar(tmp_path, numbers=(1, 2, 3, 4, 801))
         source = self.read(folder, gigabytes)
@@ -696,6 +829,14 @@ class TestCache:
         kept = TrainingCrops(source, CONFIG, 64, seed=0)
         for k in range(12):  # three epochs, so that a crop that changed its picture would show
             assert all(map(torch.equal, plain[k], kept[k]))
+
+    def test_only_the_pictures_of_a_subset_are_kept(self, tmp_path):
+        source = self.read(make_icdar(tmp_path, numbers=(1, 2, 3, 4, 801)))
+        data = TrainingCrops(source, CONFIG, 64, seed=0, subset=2)
+        cached = CachedSource(source, 1.0, indices=data.indices)
+        assert set(cached.cached) == set(data.indices.tolist()) and len(cached) == 4
+        few = CachedSource(source, 1.5 * 96 * 64 * 4e-9, indices=data.indices)
+        assert list(few.cached) == [data.indices[0]]
 
     def test_a_cached_picture_is_not_read_again(self, tmp_path):
         source = self.read(make_icdar(tmp_path), 1.0)
@@ -713,9 +854,9 @@ class TestCache:
         make_icdar(tmp_path / "ic")
         monkeypatch.chdir(tmp_path)
         states = []
-        for options in ([], ["--cache", "0.1"]):
+        for options in (["--subset", "1"], ["--subset", "1", "--cache", "0.1"]):
             command = ["train", "--data", "icdar2015:ic", "--name", "d", *TINY, *options]
             detect.main(command)
             states.append(vlpt.read_checkpoint("runs/d/checkpoint.pt")["state_dict"])
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-        assert "keeps 2 decoded pictures in memory" in capsys.readouterr().out
+        assert "keeps 1 decoded pictures in memory" in capsys.readouterr().out

@@ -156,6 +156,23 @@ class TestLoad:
         with pytest.raises(ValueError, match=rf"b{ending}: not a readable checkpoint"):
             vlpt.load_backbone(path, "clip_resnet", **SIZE)
 
+    @pytest.mark.parametrize(
+        ("field", "damage"),
+        [
+            (0, b"\0" * 8),  # where an entry begins
+            (6, b"\xff" * 8),  # the version of the format
+            (46, b"\x80" * 8),  # the name, which is no UTF-8 then
+        ],
+    )
+    def test_a_damaged_directory_is_an_error(self, tmp_path, field, damage):
+        path = tmp_path / "b.pt"
+        torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+        content = path.read_bytes()
+        start = content.rindex(b"PK\x01\x02") + field
+        path.write_bytes(content[:start] + damage + content[start + 8 :])
+        with pytest.raises(ValueError, match=r"b\.pt: not a readable checkpoint"):
+            vlpt.read_checkpoint(path)
+
     def test_a_missing_file_is_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"none\.pt"):
             vlpt.load_backbone(tmp_path / "none.pt", "resnet18")

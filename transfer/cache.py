@@ -1,5 +1,6 @@
 """Decoded pictures kept in memory, so that not every training crop decodes its picture again."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from transfer.dataset import CheckedSample, CheckedSource
@@ -8,7 +9,8 @@ CHUNK = 64  # pictures that are decoded at once
 
 
 class CachedSource:
-    """A source whose first pictures are decoded once, now, and kept.
+    """Decodes the first pictures of a source when it is created and keeps as many as fit into
+    `gigabytes`.
 
     Worker processes that are forked later share this memory. A picture that cannot be read is left
     out, so that reading it raises the same error as without the cache.
@@ -17,19 +19,28 @@ class CachedSource:
         source: where the pictures come from.
         gigabytes: how much memory their pixels may take; the rest is read whenever it is needed.
         threads: how many pictures are decoded at the same time.
+        indices: the pictures that will be needed, if these are not all; the first ones are kept.
     """
 
-    def __init__(self, source: CheckedSource, gigabytes: float, threads: int = 8) -> None:
+    def __init__(
+        self,
+        source: CheckedSource,
+        gigabytes: float,
+        threads: int = 8,
+        indices: Iterable[int] | None = None,
+    ) -> None:
         self.source = source
         self.cached: dict[int, CheckedSample] = {}
         free = gigabytes * 1e9
+        needed = range(len(source)) if indices is None else [int(index) for index in indices]
         with ThreadPoolExecutor(threads) as pool:
-            for first in range(0, len(source), CHUNK):
-                indices = range(first, min(first + CHUNK, len(source)))
-                for index, sample in zip(indices, pool.map(self.try_to_read, indices), strict=True):
+            for first in range(0, len(needed), CHUNK):
+                chunk = needed[first : first + CHUNK]
+                for index, sample in zip(chunk, pool.map(self.try_to_read, chunk), strict=True):
                     if sample is None:
                         continue
-                    free -= 3 * sample.image.width * sample.image.height
+                    # Pillow keeps 4 bytes for a pixel of red, green and blue.
+                    free -= 4 * sample.image.width * sample.image.height
                     if free < 0:
                         return
                     self.cached[index] = sample

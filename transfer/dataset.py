@@ -2,7 +2,7 @@
 
     data set of readers/ --CheckedDataset--> CheckedSample --crop_sample--> TrainingCrops
 
-A region marked "###" is neither text nor background: no loss looks there, and a detection inside it
+An ignored region is neither text nor background: no loss looks there, and a detection inside it
 does not count. A word whose corners are unusable becomes such a region.
 """
 
@@ -146,7 +146,9 @@ def open_dataset(
 def crop_sample(
     sample: CheckedSample, side: int, scale: float, rng: np.random.Generator
 ) -> CheckedSample:
-    """Scale a picture, then cut a square out of it; 3 times in 4 it lies around one of the words.
+    """Cut a square out of a picture and scale it to `side` pixels.
+
+    With probability 0.75 it is placed near a random word.
 
     Args:
         side: height = width of the crop, pixels. What lies outside the picture is grey.
@@ -176,8 +178,9 @@ def crop_sample(
 class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
     """An endless sequence of training crops.
 
-    Item k is a crop of picture k of a shuffled epoch after the other. The longer side of a picture
-    becomes `long_side` pixels times a random factor of 0.7 to 1.4.
+    Each epoch takes the pictures in a new random order, one crop each; item k is the k-th of these
+    crops. The longer side of a picture becomes `long_side` pixels times a random factor of 0.7 to
+    1.4.
     """
 
     def __init__(
@@ -291,9 +294,10 @@ def describe_survey(found: Survey, config: DetectorConfig) -> list[str]:
             f"(for example because they cross each other) and are ignored"
         )
     if found.too_thin:
+        shrunken = "shrunken copy" if config.head == "db" else "smallest kernel"
         lines.append(
             f"warning: {found.too_thin} of {found.words} words are so small at --long "
-            f"{config.long_side} that their smallest kernel is less than a pixel thick, so they "
+            f"{config.long_side} that their {shrunken} is less than a pixel thick, so they "
             f"can hardly be learned; a larger --long may help"
         )
     if found.without_words > found.crops / 2:

@@ -167,7 +167,7 @@ def mean_where(values: Tensor, where: Tensor) -> Tensor:
 # ------------------------------------------------------------------------- from scores to polygons
 
 
-def unclip(polygon: np.ndarray, curved: bool) -> np.ndarray:
+def unclip(polygon: np.ndarray, curved: bool) -> np.ndarray | None:
     """Grow a shrunken polygon by D' = A' r' / L', with its area A' and perimeter L'.
 
     This undoes the shrinking only approximately. Of a rectangle, the result has the overlap (IoU)
@@ -177,13 +177,12 @@ def unclip(polygon: np.ndarray, curved: bool) -> np.ndarray:
     Args:
         polygon: (P, 2) pixels, with an area.
         curved: whether to round the corners; otherwise the result is a rectangle.
-    Returns: (Q, 2) float32, clockwise as one sees it.
+    Returns: (Q, 2) float32, clockwise as one sees it; None if its few points have no area, as may
+        happen where a part is one pixel wide.
     """
     shape = shapely.Polygon(polygon)
     parts = offset_polygon(polygon, shape.area * UNCLIP_RATIO / shape.length)
-    outline = fit_outline(max(parts, key=cv2.contourArea), curved, TOLERANCE)
-    assert outline is not None  # it is larger than the polygon
-    return outline
+    return fit_outline(max(parts, key=cv2.contourArea), curved, TOLERANCE)
 
 
 def find_words(
@@ -205,8 +204,9 @@ def find_words(
     contours = trace_contours(labels, probability, min_score, MIN_PIXELS)
     for contour, mean in zip(*contours, strict=True):
         shrunken = fit_outline(contour, curved, TOLERANCE)
-        if shrunken is not None:
-            polygons.append(unclip(shrunken, curved))
+        outline = None if shrunken is None else unclip(shrunken, curved)
+        if outline is not None:
+            polygons.append(outline)
             means.append(mean)
     return polygons, means
 
@@ -232,7 +232,8 @@ class Branch(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, width, H / 4, W / 4) -> logits (B, 1, H, W)."""
         grown = self.grow(features)  # (B, BRANCH_WIDTH, H / 2, W / 2)
-        with vlpt.autocast_off(grown):  # scores in float32, see there
+        # float32: bfloat16 is too coarse for scores, see `VLPT.decode`.
+        with vlpt.autocast_off(grown):
             return self.out(grown.to(self.out.weight.dtype))
 
 

@@ -14,10 +14,11 @@ import io
 import json
 import math
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 import vlpt
 from readers import SPECS
+from readers.folder import visible_files
 from readers.pictures import is_picture, open_image
 from training.options import Parser, folder_name, number, some_path
 from transfer.cache import CachedSource
@@ -48,6 +50,13 @@ WARMUP = 20  # steps
 CHECK_EVERY = 50  # steps after which the loss is looked at
 WEIGHT_DECAY = 1e-4
 OVERLAY_COLOR = (255, 0, 80)
+# What `eval` and `predict` leave, which is removed when another detector takes the place.
+FOUND_BY_A_DETECTOR = (
+    "score.json",
+    "results/res_*.txt",
+    "predictions/*.png",
+    "predictions/*.json",
+)
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -71,12 +80,12 @@ def load_batches(
 
     Args: pinned: whether they are in memory that a GPU copies from without waiting.
     """
-    keys = [list(range(step * batch, (step + 1) * batch)) for step in range(steps)]
     # Forked workers share the memory of a `CachedSource`; spawned ones would copy it.
     forked = workers > 0 and sys.platform == "linux"
     loader = torch.utils.data.DataLoader(
         data,
-        batch_sampler=keys,
+        sampler=range(steps * batch),
+        batch_size=batch,
         num_workers=workers,
         pin_memory=pinned,
         multiprocessing_context="fork" if forked else None,
@@ -185,6 +194,13 @@ def evaluate_detector(
     Raises: ValueError if a picture cannot be read, or if two of them have the same name.
     """
     start = time.perf_counter()
+    names = list[str]()
+    if results is not None:
+        names = [f"res_{source.name(k)}.txt" for k in range(len(source))]
+        for name, count in Counter(names).items():
+            if count > 1:
+                message = f"expected one picture of this name, got {count}"
+                raise ValueError(f"{results / name}: {message}")
     counts = np.zeros(3, np.int64)
     unusable = 0
     files: dict[str, str] = {}
@@ -195,11 +211,8 @@ def evaluate_detector(
         counts += match_detections(sample.polygons, sample.ignored, polygons)
         unusable += sample.unusable
         if results is not None:
-            name = f"res_{source.name(k)}.txt"
-            if name in files:
-                raise ValueError(f"{results / name}: expected one picture of this name, got two")
             lines = [",".join(map(str, np.rint(p).astype(int).ravel())) for p in polygons]
-            files[name] = "".join(line + "\r\n" for line in lines)
+            files[names[k]] = "".join(line + "\r\n" for line in lines)
     model.train()
     if results is not None:
         write_results(results, files)
@@ -226,9 +239,13 @@ def write_results(folder: Path, files: dict[str, str]) -> None:
 # ----------------------------------------------------------------------------------------- commands
 
 
-def load_detector(run: Path, device: str) -> tuple[PyramidDetector, DetectorConfig]:
+def load_detector(
+    run: Path, device: str, min_score: float | None = None
+) -> tuple[PyramidDetector, DetectorConfig]:
     """Load a detector that `train` left, ready to find text.
 
+    Args:
+        min_score: replaces that of the detector, see `DetectorConfig`.
     Raises: ValueError or OSError if there is none.
     """
     path = find_checkpoint(run)
@@ -240,6 +257,8 @@ def load_detector(run: Path, device: str) -> tuple[PyramidDetector, DetectorConf
     except (KeyError, TypeError, RuntimeError):
         message = f"expected a detector, which `{PROGRAM} train` leaves, got another checkpoint"
         raise ValueError(f"{path}: {message}") from None
+    if min_score is not None:
+        config = replace(config, min_score=min_score)
     return place(model, device).eval(), config
 
 
@@ -259,6 +278,16 @@ def check_folder(name: str) -> Path:
     return out
 
 
+def make_folder(out: Path) -> None:
+    """Make a folder unless it is there. Raises: ValueError if no file can be written to it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        message = f"expected a folder that can be written to, got {out}: {error.strerror}"
+        raise ValueError(f"--name: {message}") from None
+
+
 def train(args: argparse.Namespace) -> None:
     """Train on the training half of --data and write runs/NAME/."""
     out = check_folder(args.name)
@@ -268,22 +297,23 @@ def train(args: argparse.Namespace) -> None:
         long_side=args.long,
         smallest_kernel=args.smallest,
         curved=args.curved,
-        min_score=args.score,
+        min_score=HEADS[args.head].usual_min_score,
         head=args.head,
     )
     torch.manual_seed(args.seed)
     weights = None if args.init is None else str(find_checkpoint(Path(args.init)))
     model = place(build_detector(config, weights), args.device)
-    source: CheckedSource = open_dataset(args.data, "train", args.long, args.samples, args.seed)
-    if args.cache:
-        source = CachedSource(source, args.cache)
-        print(f"keeps {len(source.cached):,} decoded pictures in memory")
+    source = open_dataset(args.data, "train", args.long, args.samples, args.seed)
     data = TrainingCrops(source, config, args.crop, args.seed, args.subset)
+    if args.cache:
+        data.source = cached = CachedSource(source, args.cache, indices=data.indices)
+        print(f"keeps {len(cached.cached):,} decoded pictures in memory")
     size = sum(p.numel() for p in model.parameters())
     start = args.init or "random weights"
     print(f"{len(data.indices):,} pictures of {args.data}; {size:,} parameters from {start}")
     for line in describe_survey(survey(data, args.samples), config):
         print(line)
+    make_folder(out)  # before the training, which may take hours
 
     columns = [f"{name:>7}" for name in model.loss_weights]
     print(f"  samples {' '.join(columns)}  seconds   (terms of the loss; 0 is perfect)")
@@ -297,23 +327,24 @@ def train(args: argparse.Namespace) -> None:
     )
     checkpoint = io.BytesIO()
     torch.save({"state_dict": model.state_dict(), "config": asdict(config)}, checkpoint)
-    options = {key: str(value) for key, value in vars(args).items()}
-    metrics = json.dumps({"args": options, "rows": rows}, indent=1)
-    out.mkdir(parents=True, exist_ok=True)
+    metrics = json.dumps({"args": vars(args), "rows": rows}, indent=1)
     vlpt.write_atomically(out / "checkpoint.pt", checkpoint.getvalue())
-    (out / "score.json").unlink(missing_ok=True)  # of the detector before
+    for pattern in FOUND_BY_A_DETECTOR:
+        for path in out.glob(pattern):
+            path.unlink()
     vlpt.write_atomically(out / "metrics.json", metrics.encode())
     print(f"wrote {out}/: checkpoint.pt metrics.json")
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a detector on the held-out half of --data and write score.json and results/."""
-    model, config = load_detector(args.run, args.device)
+    run = find_checkpoint(args.run).parent
+    model, config = load_detector(args.run, args.device, args.score)
     source = open_dataset(args.data, "heldout", config.long_side, args.count)
-    found = evaluate_detector(model, source, config, args.run / "results")
-    score = json.dumps(found | {"data": args.data}, indent=1)
-    vlpt.write_atomically(args.run / "score.json", score.encode())
-    print(f"wrote {args.run}/: score.json results/res_*.txt")
+    found = evaluate_detector(model, source, config, run / "results")
+    score = json.dumps(found | {"data": args.data, "min_score": config.min_score}, indent=1)
+    vlpt.write_atomically(run / "score.json", score.encode())
+    print(f"wrote {run}/: score.json results/res_*.txt")
     if found["unusable"]:
         print(f"warning: {found['unusable']} words have unusable corners and are ignored")
     shown = [f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in found.items()]
@@ -321,19 +352,18 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
-    """The pictures that are named, and those in the folders that are named.
+    """The pictures that are named, and those in the folders that are named, without hidden files.
 
-    Raises: ValueError if there is none, or if two have the same name.
+    Raises: ValueError if there is none in one of the folders, or if two have the same name.
     """
     found = list[Path]()
     for path in paths:
+        inside = [path]
         if path.is_dir():
-            inside = sorted(path.iterdir())
-            found += filter(is_picture, inside)
-        else:
-            found.append(path)
-    if not found:
-        raise ValueError(f"{paths[0]}: expected pictures such as .jpg or .png, got none in it")
+            inside = [file for file in visible_files(path) if is_picture(file)]
+        if not inside:
+            raise ValueError(f"{path}: expected pictures such as .jpg or .png, got none in it")
+        found += inside
     name, count = Counter(path.stem for path in found).most_common(1)[0]
     if count > 1:
         raise ValueError(f"IMAGE: expected each name once, got {count} pictures named {name}")
@@ -341,13 +371,21 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Write NAME.json and the overlay NAME.png for each picture, in predictions/."""
-    model, config = load_detector(args.run, args.device)
+    """Write NAME.json and the overlay NAME.png for each picture, in predictions/.
+
+    Raises: ValueError at the end, which names the pictures that could not be read.
+    """
+    out = find_checkpoint(args.run).parent / "predictions"
+    model, config = load_detector(args.run, args.device, args.score)
     pictures = find_pictures(args.images)
-    out = args.run / "predictions"
     out.mkdir(exist_ok=True)
+    failures = []
     for path in pictures:
-        image, _ = open_image(path)
+        try:
+            image, _ = open_image(path)
+        except ValueError as error:
+            failures.append(str(error))
+            continue
         polygons, scores = detect_text(model, image, config)
         words = [
             {"polygon": np.round(polygon, 1).tolist(), "score": round(score, 4)}
@@ -357,6 +395,9 @@ def predict(args: argparse.Namespace) -> None:
         vlpt.write_atomically(out / f"{path.stem}.png", draw_overlay(image, polygons))
         vlpt.write_atomically(out / f"{path.stem}.json", json.dumps(entry, indent=1).encode())
         print(f"{path}: {len(words)} texts; wrote {out / path.stem}.png, .json")
+    if failures:
+        counted = f"{len(failures)} of {len(pictures)} pictures could not be read"
+        raise ValueError(f"{counted}: {'; '.join(failures)}")
 
 
 def draw_overlay(image: Image.Image, polygons: list[np.ndarray]) -> bytes:
@@ -388,7 +429,14 @@ def make_parser() -> Parser:
     positive = number(float, 0, exclusive=True)
     fraction = number(float, 0, 1, exclusive=True)
 
-    command = add_command("train", "train a detector and leave it in runs/NAME/")
+    usual = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
+    score = f"drop detections with a smaller mean score, between 0 and 1 (default: {usual})"
+
+    command = add_command(
+        "train",
+        "train a detector and write it to runs/NAME/ at the end; an interrupted training leaves "
+        "nothing",
+    )
     add = command.add_argument
     add("--data", default="synth", metavar="SOURCE", help=f"{SPECS} (default: synth)")
     head = "psenet, or db for differentiable binarization (default: psenet)"
@@ -399,7 +447,7 @@ def make_parser() -> Parser:
     add("--init", type=some_path, metavar="PATH", help=init)
     name = "the detector goes to runs/NAME and replaces a detector there (default: detect)"
     add("--name", type=folder_name, default="detect", help=name)
-    samples = "crops to train on, repetitions included, in whole batches (default: 8000)"
+    samples = "training crops, rounded down to whole batches (default: 8000)"
     add("--samples", type=number(int, 1), default=8000, metavar="N", help=samples)
     batch = "crops in a step (default: 8)"
     add("--batch", type=number(int, 1), default=8, metavar="N", help=batch)
@@ -417,9 +465,6 @@ def make_parser() -> Parser:
     add("--smallest", type=fraction, default=0.4, metavar="RATE", help=smallest)
     curved = "detect polygons instead of quadrilaterals (default: off)"
     add("--curved", action="store_true", help=curved)
-    usual = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
-    score = f"drop detections with a smaller mean score, between 0 and 1 (default: {usual})"
-    add("--score", type=fraction, default=argparse.SUPPRESS, help=score)
     subset = "train on N pictures, the same ones for the same --seed (default: all)"
     add("--subset", type=number(int, 1), metavar="N", help=subset)
     seed = "seed of weights, pictures and crops (default: 0)"
@@ -433,15 +478,17 @@ def make_parser() -> Parser:
     command = add_command("eval", "score a detector on held-out pictures")
     add = command.add_argument
     add("run", type=Path, metavar="RUN", help="the folder that train left, such as runs/detect")
-    add("--data", default="synth", metavar="SOURCE", help=f"{SPECS} (default: synth)")
+    add("--data", required=True, metavar="SOURCE", help=SPECS)
     count = "held-out pictures to render, for --data synth alone (default: 200)"
     add("--count", type=number(int, 1), default=200, metavar="N", help=count)
+    add("--score", type=fraction, help=score)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
 
     command = add_command("predict", "find text in pictures")
     add = command.add_argument
     add("run", type=Path, metavar="RUN", help="the folder that train left, such as runs/detect")
     add("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
+    add("--score", type=fraction, help=score)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
     return parser
 
@@ -456,8 +503,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             )
         if args.crop % 32:
             parser.error(f"--crop: expected a multiple of 32, got {args.crop}")
-        if "score" not in args:
-            args.score = HEADS[args.head].usual_min_score
         if args.head == "db" and args.smallest != DetectorConfig.smallest_kernel:
             parser.error(f"--smallest: expected 0.4 with --head db, got {args.smallest}")
     has_gpu = torch.cuda.is_available()
@@ -478,7 +523,8 @@ def main(argv: list[str] | None = None) -> None:
             message = message.splitlines()[-1].partition(": ")[2]
         sys.exit(f"{PROGRAM}: error: {message}")
     except torch.OutOfMemoryError:
-        advice = "lower --batch, --crop or --width"
+        is_training = args.command == "train"
+        advice = "lower --batch, --crop or --width" if is_training else "use --device cpu"
         sys.exit(f"{PROGRAM}: error: the memory of the GPU is full; {advice}")
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

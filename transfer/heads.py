@@ -29,7 +29,13 @@ def build_detector(config: DetectorConfig, weights: str | None = None) -> Pyrami
     if weights is None:
         backbone = vlpt.build_backbone(name, **size)
     else:
-        backbone = vlpt.load_backbone(weights, name, **size)
+        checkpoint = vlpt.read_checkpoint(weights)
+        try:
+            backbone = vlpt.load_backbone(checkpoint, name, **size)
+        except ValueError:
+            message = f"expected the weights of the backbone {config.backbone}"
+            advice = "set --backbone to that of the pre-training"
+            raise ValueError(f"{weights}: {message}; {advice}") from None
     return HEADS[config.head](backbone, config.width)
 
 
@@ -50,6 +56,6 @@ def detect_text(
     images = vlpt.normalize(pixels).contiguous(memory_format=torch.channels_last)
     scores = model(images)[0, :, :height, :width].sigmoid().cpu().numpy()  # (n, height, width)
     polygons, means = model.find_words(scores, config)
+    # The inverse of drawing the truth, where a point of the picture is multiplied by the scale.
     stretch = np.divide(image.size, (width, height))
-    corner = np.subtract(image.size, 1)
-    return [((p + 0.5) * stretch - 0.5).clip(0, corner) for p in polygons], means
+    return [(p * stretch).clip(0, image.size) for p in polygons], means

@@ -12,7 +12,9 @@ back to its full size, kernel by kernel.
     training:   polygons --shrink, draw--> kernels (B, n, H, W);  logits, kernels -> psenet_loss
     detection:  logits --threshold, expand--> labels (H, W) --trace--> polygons
 
-There are n = 7 maps, and the first one is the whole word. Points are (x, y) in pixels.
+There are n = 7 maps. They are numbered from the whole word, 0, to the smallest kernel, n - 1. The
+paper numbers them the other way round, from 1, the smallest kernel, to n. Points are (x, y) in
+pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +41,7 @@ def draw_kernels(
     """Draw what is to be predicted in a picture.
 
     Kernel i of 0 .. n - 1 has the shrinking rate r_i = 1 - (1 - m) i / (n - 1), where m is the
-    smallest rate (section 3.3). Each kernel lies within the one before it.
+    smallest rate (section 3.4). Each kernel lies within the one before it.
 
     Args:
         polygons: of each word or region, (P, 2) pixels.
@@ -79,7 +81,7 @@ def dice(scores: Tensor, truth: Tensor, where: Tensor) -> Tensor:
 
 
 def hard_pixels(scores: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Choose the pixels that count for the whole word: online hard example mining (section 3.4).
+    """Choose the pixels that count for the whole word: online hard example mining (section 3.5).
 
     These are all text pixels of a picture and three times as many others, namely the ones that look
     most like text. In a picture without text they are all valid pixels.
@@ -107,7 +109,7 @@ def psenet_loss(logits: Tensor, kernels: Tensor, valid: Tensor) -> tuple[Tensor,
         logits: (B, n, H, W).
         kernels: (B, n, H, W), 0 or 1.
         valid: (B, H, W), 0 where nothing counts.
-    Returns: L_c = 1 - D(S_1, G_1) over the hard pixels, for the whole word; and L_s, 1 minus the
+    Returns: L_c = 1 - D(S_0, G_0) over the hard pixels, for the whole word; and L_s, 1 minus the
         mean of D(S_i, G_i) over the shrunken kernels, on the pixels that are predicted to be text.
         Both are scalars, 0..1.
     Note: in a picture without words D and its gradient are 0, so that nothing is learned from it.
@@ -177,7 +179,8 @@ class PSENet(PyramidDetector):
         Returns: logits (B, n, H, W).
         """
         features = self.features(images)
-        with vlpt.autocast_off(features):  # scores in float32, see there
+        # float32: bfloat16 is too coarse for scores, see `VLPT.decode`.
+        with vlpt.autocast_off(features):
             logits = self.head(features.to(self.head.weight.dtype))  # (B, n, H / 4, W / 4)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 

@@ -5,8 +5,13 @@ The score that a single detection has, 0..1, is computed in `transfer.outlines.t
 **Detection**, `match_detections` and `f_score`: polygons at an intersection over union of 0.5. This
 is the protocol of ICDAR 2015 (https://rrc.cvc.uab.es/?ch=4&com=tasks), which was applied to
 polygons by ICDAR 2019 (ArT and LSVT) and as "hmean-iou" by MMOCR, for Total-Text and CTW1500 as
-well. Which regions are ignored is what each reader says: "###" in all data sets, and "#" in
-Total-Text.
+well. Each reader decides which regions are ignored:
+
+- what is marked unreadable: "###" in all data sets, also "#" as the text or the orientation of a
+  word of Total-Text, and `illegibility` in LSVT and ArT;
+- regions without a transcription in LSVT, ArT, Total-Text and CTW1500;
+- words of which at most half is in the picture;
+- words with unusable corners, see `transfer.dataset`.
 
 Published results may follow other protocols, and cannot be compared with this one directly:
 
@@ -16,6 +21,7 @@ Published results may follow other protocols, and cannot be compared with this o
 - PSENet's script for CTW1500 knows no ignored regions, and accepts an overlap of exactly 0.5.
 - MMOCR and the LSVT competition report the best of several score thresholds, chosen on the test
   set.
+- The last two kinds of ignored regions above are words elsewhere, so there are fewer words here.
 
 **Reading included**, `normalized_edit_distance`: 1 - NED of ArT and LSVT, for whoever trains a
 spotter from an exported backbone.
