@@ -122,7 +122,7 @@ class TestCommand:
         assert all(entry["pictures"] == 2 for entry in found)
         assert all(entry["grid"].count(" x ") == 1 for entry in found)
 
-    def test_the_pictures_are_such_as_the_model_was_trained_on(self, model, monkeypatch):
+    def test_the_pictures_follow_from_alphabet_and_image_size(self, model, monkeypatch):
         scenes = []
 
         def rendered(*args):
