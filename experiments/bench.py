@@ -14,9 +14,10 @@ ratios hold for other machines too.
 `data` tells how long a source takes to open, what it costs in memory, and how fast it feeds a
 model. Each part has a process of its own. Memory is Linux's PSS: what a process has for itself and
 its share of what it has in common with others, so that it may be summed. It is measured with small
-batches, which would hide the source otherwise. `added_mb` is what opening and reading add to the
-parent and all workers together, and `added_by_few_mb` the same for 500 images of the same source.
-`rendered_256_s` is how many images of 256 x 256 the renderer draws in a second of one core.
+batches, because large ones would hide what the source takes. `added_mb` is what opening and reading
+add to the parent and all workers together, and `added_by_few_mb` the same for 500 images of the
+same source. `rendered_256_s` is how many images of 256 x 256 the renderer draws in a second of one
+core.
 """
 
 import argparse
@@ -314,8 +315,9 @@ class Stages:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process's cores for the CPU, so that other processes hardly count, or when
-    the GPU is done.
+    """On a CPU the seconds that this process has computed, so that other processes hardly count.
+
+    On a GPU the time, after waiting for it to finish.
     """
     if device.type == "cpu":
         return time.process_time()
@@ -357,8 +359,8 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     work = flops(full)
     found = {
         "ratio": median(ratios),
-        "ratio_least": ratios[0],
-        "ratio_most": ratios[-1],
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
         "arithmetic_ratio": work / flops(bare),
         "step_s": median(took["full"]),
         "bare_s": median(took["bare"]),

@@ -36,7 +36,8 @@ was changed later, and why.
 - Pre-training sees rendered pictures with their words, and the training photographs with their
   transcriptions. The boxes are removed first (`WithoutQuads`). Each pre-training is run once, so
   the spread of a row is that of the detector's seeds.
-- Rendered pictures for a detector have the full variety, and other seeds than in pre-training.
+- A detector's rendered pictures are drawn with the default `Scene()`, from seeds that pre-training
+  did not use.
 - Table c continues from the "all" pre-training of table b, with pictures of up to four words that
   are each shown eight times.
 - The test is a paired, two-sided one over the seeds (scipy.stats.ttest_rel).
@@ -255,10 +256,10 @@ four_words = data_stub.Scene(
 
 # The tables of the scale "cpu" took 5.3 hours at about this speed.
 SHARED_CPU = Speed(100 * 64**2, 8 * 160**2, 0.3, "two shared CPU cores")
-# Measured on an H200: the model takes 619 pictures a second at 512 pixels, with batches of 256, but
-# 14 processes prepare only 470 photographs a second for it; a PSENet on a ResNet-18 takes 394 crops
-# of 512 pixels a second. A ResNet-50 needs 2.3 times the operations of a ResNet-18. The seconds for
-# scoring are a guess.
+# Measured on an H200 at 512 pixels: the model takes 619 pictures a second with batches of 256; with
+# 14 loader processes beside it, at a batch of 64, it trained on 470 photographs a second, and waited
+# for them 3 % of the time. A PSENet on a ResNet-18 takes 394 crops a second. A ResNet-50 needs 2.3
+# times the operations of a ResNet-18. The seconds for scoring are a guess.
 H200 = Speed(470 * 512**2, 394 / 2.3 * 512**2, 0.5, "one H200 and 16 CPU cores")
 curved = Task(
     "totaltext",

@@ -86,7 +86,7 @@ def run(tmp_path, capsys, command: str) -> tuple[dict, str]:
 class TestModel:
     def test_step_over_bare_backbone_and_shares(self, tmp_path, capsys):
         found, out = run(tmp_path, capsys, "step")
-        assert found["ratio_least"] <= found["ratio"] <= found["ratio_most"]
+        assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
         assert 0 < found["bare_s"] and 0 < found["step_s"] and 0 < found["ratio"]
         assert 1 < found["arithmetic_ratio"] < 2 and 0.1 < found["gflop_image"] < 1
         assert tuple(found["shares"]) == bench.STAGES
