@@ -149,7 +149,8 @@ class TestCommand:
         monkeypatch.setattr(reproduce, "collect", lambda *_: [])
         run = {"job": {"kind": "finetune", "name": "a1"}, "result": {}, "seconds": 1}
         (tmp_path / "runs").mkdir()
-        run |= {"machine": "cpu", "date": "2026-01-01"}
+        run |= {"machine": "cpu", "date": "2026-01-01", "version": vlpt.__version__}
+        run["scale"] = repr(reproduce.SCALES["smoke"])
         (tmp_path / "runs/a1.json").write_text(json.dumps(run))
         reproduce.write_summary("smoke", tmp_path / "runs")
         results = json.loads(path.read_text())
