@@ -34,8 +34,8 @@ was changed later, and why.
 - Detectors are trained on 100, 200 and all 800 of img_1 .. img_800, which are the same for the same
   seed, and scored once, after the last step, on img_801 .. img_1000. Every seed counts.
 - Pre-training sees rendered pictures with their words, and the training photographs with their
-  transcriptions. The boxes are removed first (`WithoutQuads`). Each pre-training is run once, so
-  the spread of a row is that of the detector's seeds.
+  transcriptions, without the boxes (`augment_without_boxes`). Each pre-training is run once, so the
+  spread of a row is that of the detector's seeds.
 - A detector's rendered pictures are drawn with the default `Scene()`, from seeds that pre-training
   did not use.
 - Table c continues from the "all" pre-training of table b, with pictures of up to four words that
@@ -51,7 +51,6 @@ import os
 import signal
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
@@ -70,7 +69,7 @@ import train_min
 import vlpt
 from readers import open_source, read_alphabet
 from training.augment import augment
-from training.data import make_loader, prepare, seed_of
+from training.data import evaluation_batches, prepare, seed_of, training_batches
 from training.dataset import Pretraining
 from training.init import load_init
 from training.options import Parser
@@ -618,28 +617,12 @@ def source_spec(data: str) -> str:
 # ------------------------------------------------------------------------------------- pre-training
 
 
-class WithoutQuads(data_stub.Source):
-    """A source whose samples have lost their boxes, so that nothing can learn from them."""
-
-    def __init__(self, source: data_stub.Source) -> None:
-        self.source = source
-        self.root = source.root
-        self.notes = source.notes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return self.source.learnable(alphabet, notes)
-
-    def characters(self) -> Counter[str]:
-        return self.source.characters()
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-    def read(self, index: int, min_side: int | None = None) -> data_stub.Sample:
-        return self.source.read(index, min_side)._replace(quads=None, ignored=None)
+def augment_without_boxes(
+    pixels: torch.Tensor, _quads: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, None]:
+    """Vary a photograph as one whose boxes nobody knows, so that nothing can learn from them."""
+    varied, _ = augment(pixels, None, size, rng)
+    return varied, None
 
 
 def open_pretraining(
@@ -648,8 +631,6 @@ def open_pretraining(
     """Open one half of a source; `count` is the number of rendered pictures."""
     spec = source_spec(config.data)
     source = open_source(spec, split, config.size, count, seed, config.scene)
-    if config.data != "synth":
-        source = WithoutQuads(source)
     training = split == "train"
     return Pretraining(
         source,
@@ -657,7 +638,7 @@ def open_pretraining(
         config.size,
         seed,
         annotated=annotated if training else 1.0,
-        augment=augment if training and config.data != "synth" else None,
+        augment=augment_without_boxes if training and config.data != "synth" else None,
     )
 
 
@@ -754,10 +735,10 @@ def run_trainer(
     optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
     masked_only = vlpt.MaskedOnly(model)
     warmup = min(100, stage.rounds // 5)
-    loaders = []
-    for config, data in zip(stage.sources, train, strict=True):
-        keys = [range(k * config.batch, (k + 1) * config.batch) for k in range(stage.rounds)]
-        loaders.append(make_loader(data, keys, stage.workers, train=True))
+    loaders = [
+        training_batches(data, config.batch, 1, stage.rounds, stage.workers)
+        for config, data in zip(stage.sources, train, strict=True)
+    ]
     skipped = 0
     for step in tqdm(range(stage.rounds), disable=None, leave=False):
         for group in optimizer.param_groups:
@@ -771,9 +752,8 @@ def run_trainer(
                 raise FloatingPointError(f"a loss or gradient of step {step} is not finite")
     results = []
     for config, data in zip(stage.sources, heldout, strict=True):
-        count = min(stage.heldout, len(data.indices))
-        parts = np.array_split(np.arange(count), max(1, count // config.batch))
-        results.append(train_min.evaluate(masked_only, make_loader(data, parts, stage.workers), 0))
+        batches = evaluation_batches(data, stage.heldout, config.batch, stage.workers)
+        results.append(train_min.evaluate(masked_only, batches, 0))
     return skipped, results
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -275,6 +276,15 @@ def test_each_stage_draws_its_pictures():
     assert all(len(w) == 1 and w[0].isdigit() and 2 <= len(w[0]) <= 4 for w in digits)
     assert all(len(w) == 1 and 1 <= len(w[0]) <= 4 for w in short)
     assert max(map(len, full)) > 1 and any(len(w[0]) > 4 for w in full)
+
+
+def test_batches_of_several_workers_have_the_pictures_in_their_order():
+    config, stage = vlpt.Config(image_size=32), multiprocessing.Value("i", 0)
+    rendered = pretrain.RenderedWords(config, stage)
+    with pretrain.rendered_batches(config, stage, 2, 2, on_gpu=False) as arrived:
+        batches = [arrived.get(timeout=60) for _ in range(3)]
+    for k, image in enumerate(torch.cat([images for images, _ in batches])):
+        assert torch.equal(image, rendered[k][0])
 
 
 # ---- detect ------------------------------------------------------------------------------------

@@ -161,7 +161,6 @@ class TestPretraining:
             reproduce.DataConfig("icdar2015", 64, 2), "train", reproduce.ALNUM, 4, 0
         )
         assert data[0][0].shape == (3, 64, 64) and seen == [None]
-        assert data.source[0].quads is None and data.source[0].ignored is None
 
     def test_every_source_has_its_own_batch(self, inside, monkeypatch):
         sizes = []
