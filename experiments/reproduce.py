@@ -11,7 +11,6 @@
     python -m experiments.reproduce lsvt --scale gpu         # pre-trained on LSVT's weak labels
 
     python -m experiments.reproduce summary      # collect all tables in experiments/results.json
-    python -m experiments.reproduce check-docs   # compare docs/detectors.md with that file
 
 Run these from the clone of the repository. Begin with `--dry-run`, which lists the runs of a table
 with their estimated hours. It also says which data sets are missing, where to download them, and
@@ -1070,23 +1069,6 @@ def docs_lines(results: dict[str, Any]) -> list[str]:
     return [*chain.from_iterable([*lines, ""] for lines in tables), line]
 
 
-def check_docs() -> None:
-    """Compare the tables between the marks in docs/detectors.md with results.json.
-
-    Raises: ValueError if they differ.
-    """
-    expected = docs_lines(json.loads(RESULTS.read_text()))
-    page = ROOT / "docs/detectors.md"
-    _, mark, rest = page.read_text().partition("<!-- results -->\n")
-    got = rest.partition("<!-- /results -->")[0].strip().splitlines()
-    if not mark or got != expected:
-        table = "\n".join(["<!-- results -->", *expected, "<!-- /results -->"])
-        raise ValueError(
-            f"{page}: expected the tables of {RESULTS.name}, got others; it should be\n{table}"
-        )
-    print(f"{page.name} agrees with {RESULTS.name}")
-
-
 def print_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
     """Print each run, whether it is done, its estimated hours and what it sets."""
     left = 0.0
@@ -1135,9 +1117,9 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add(
         "table",
-        choices=(*TITLES, "summary", "check-docs"),
+        choices=(*TITLES, "summary"),
         metavar="TABLE",
-        help=f"run and report a table: {', '.join(TITLES)}; or summary or check-docs, see below",
+        help=f"run and report a table: {', '.join(TITLES)}; or summary, see below",
     )
     add(
         "--scale",
@@ -1152,9 +1134,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.table == "summary" and (args.dry_run or args.only):
         parser.error("--dry-run, --only: expected them with a table, got summary")
     with one_line_errors(PROGRAM):
-        if args.table == "check-docs":
-            check_docs()
-        elif args.table == "summary":
+        if args.table == "summary":
             write_summary(args.scale, RUNS / args.scale)
         else:
             run_table(args)
