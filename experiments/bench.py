@@ -6,17 +6,18 @@
 `step` compares a pre-training step with a step of its backbone alone (forward, mean of features,
 backward, AdamW; the same images, batch, precision and memory layout), and gives the share of each
 stage. `scale` tells what a step costs as the batch, the images, the words and the alphabet grow.
-`memory` measures its peak, and which batches fit a GPU. `start` is the time from `import torch` to
-the first step. Things that are compared take turns in one process, and figures are medians over
-the rounds. Seconds are those of one core, or of the GPU, and hold for the machine that is named;
-ratios hold for other machines too.
+Things that are compared take turns in one process, and figures are medians over the rounds. Seconds
+are those of one core, or of the GPU, and hold for the machine that is named; ratios hold for other
+machines too. `memory` measures the peak of a step with and without `--recompute`: on a GPU what
+torch has allocated, on a CPU what the step adds to a process that has the model, on Linux alone.
 
 `data` tells how long a source takes to open, what it costs in memory, and how fast it feeds a
 model. Each part has a process of its own. Memory is Linux's PSS: what a process has for itself and
 its share of what it has in common with others, so that it may be summed. It is measured with small
-batches, which would hide the source otherwise. `added_mb` is what opening and reading add to the
-parent and all workers together, and `added_by_few_mb` the same for 500 images of the same source.
-`rendered_256_s` is how many images of 256 x 256 the renderer draws in a second of one core.
+batches, because large ones would hide what the source takes. `added_mb` is what opening and reading
+add to the parent and all workers together, and `added_by_few_mb` the same for 500 images of the
+same source. `rendered_256_s` is how many images of 256 x 256 the renderer draws in a second of one
+core.
 """
 
 import argparse
@@ -26,11 +27,8 @@ import os
 import pickle
 import platform
 import re
-import subprocess
-import sys
 import tempfile
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -43,8 +41,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -59,10 +55,8 @@ from training.options import Parser, number
 from training.recompute import recompute
 from training.runs import one_line_errors
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("backbone", "pool", "text", "decoder", "losses", "optimizer")
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16
-GPUS = (16, 24, 80)  # GB
 
 
 def in_subprocess(function: Callable[..., Any], *args: Any) -> Any:
@@ -314,8 +308,9 @@ class Stages:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process's cores for the CPU, so that other processes hardly count, or when
-    the GPU is done.
+    """On a CPU the seconds that this process has computed, so that other processes hardly count.
+
+    On a GPU the time, after waiting for it to finish.
     """
     if device.type == "cpu":
         return time.process_time()
@@ -357,8 +352,8 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     work = flops(full)
     found = {
         "ratio": median(ratios),
-        "ratio_least": ratios[0],
-        "ratio_most": ratios[-1],
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
         "arithmetic_ratio": work / flops(bare),
         "step_s": median(took["full"]),
         "bare_s": median(took["bare"]),
@@ -403,111 +398,26 @@ def bench_scale(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Ledger(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and the most there were; the same on every machine."""
+def measure(args: argparse.Namespace, recomputed: bool) -> float:
+    """What two steps add to the most memory of a process that has built the model, GB.
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and id(x.untyped_storage()) not in self.alive:
-                storage = x.untyped_storage()
-                self.alive.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def forget(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-
-def book(args: argparse.Namespace, batch: int, recomputed: bool, bf16: bool) -> int:
-    """The most bytes that two steps on the CPU hold, weights and optimiser included."""
-    with Ledger() as ledger:
-        on_cpu = argparse.Namespace(**vars(args) | {"device": "cpu", "bf16": bf16})
-        job = Job(on_cpu, batch=batch, recomputed=recomputed)
-        job.step()
-        job.step()
-    return ledger.peak
-
-
-def measure(args: argparse.Namespace, batch: int, recomputed: bool) -> float:
-    """What two steps add to the most memory of a process that has built the model, GB."""
-    job = Job(args, batch=batch, recomputed=recomputed)
-    if args.device == "cuda":
-        job.step()
-        job.step()
-        return torch.cuda.max_memory_allocated() / 1e9
+    On a GPU it is the most memory that torch has allocated, the model's included.
+    """
+    job = Job(args, recomputed=recomputed)
     before = memory(file="status")["VmHWM"]
     job.step()
     job.step()
+    if args.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
     return (memory(file="status")["VmHWM"] - before) / 1e3
 
 
-def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peaks as measured and as computed, and the batches that fit, all of the computed peak."""
-    half = max(1, args.batch // 2)
-    found: dict[str, Any] = {}
-    for recomputed in (False, True):
-        name = "recomputed" if recomputed else "plain"
-        found[f"{name}_measured_gb"] = in_subprocess(measure, args, args.batch, recomputed)
-        for bf16 in (False, True):
-            low = book(args, half, recomputed, bf16)
-            high = book(args, 2 * half, recomputed, bf16)
-            each = (high - low) / half
-            fixed = low - half * each
-            kind = f"{name}_{'bf16' if bf16 else 'float32'}"
-            found[f"{kind}_computed_gb"] = (fixed + args.batch * each) / 1e9
-            found[f"{kind}_image_mb"] = each / 1e6
-            found[f"{kind}_fits"] = {  # a tenth is left to workspaces and gaps
-                f"{size} GB": max(0, int((0.9 * size * 1e9 - fixed) / each)) for size in GPUS
-            }
-    return found
-
-
-FIRST_STEP = """
-import json, os, sys, time
-before = time.perf_counter()
-import torch
-loaded = time.perf_counter()
-import train_min, vlpt
-def forward(*_, **__):
-    now = time.perf_counter()
-    print(json.dumps({"import_torch_s": loaded - before, "start_s": now - loaded}), flush=True)
-    os._exit(0)
-vlpt.MaskedOnly.forward = forward
-train_min.main(sys.argv[1:])
-"""
-
-
-def bench_start(args: argparse.Namespace) -> dict[str, Any]:
-    """From `import torch` to the first step of train_min.py on rendered pictures.
-
-    The held-out pictures, which a run loads before, are left out, since they are data.
-    """
-    options = ["--preset", args.preset, "--batch", str(max(2, args.batch)), "--device", args.device]
-    options += ["--eval", "2"]
-    rows = []
-    for _ in range(args.repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                [sys.executable, "-c", FIRST_STEP, *options],
-                cwd=folder,
-                check=False,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-            )
-        if done.returncode:
-            raise ValueError(f"train_min.py stopped: {done.stderr.strip()[-300:]}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return {key: median(row[key] for row in rows) for key in rows[0]}
+def bench_memory(args: argparse.Namespace) -> dict[str, float]:
+    """The peaks of a step, each in a fresh process."""
+    return {
+        "plain_gb": in_subprocess(measure, args, False),
+        "recomputed_gb": in_subprocess(measure, args, True),
+    }
 
 
 def machine(device: str) -> str:
@@ -541,8 +451,11 @@ BENCHES = {
         "time of a training step compared with one of the backbone alone, and of its stages",
     ),
     "scale": (bench_scale, "how the time of a step grows with batch, images, words and alphabet"),
-    "memory": (bench_memory, "peak memory of a training step, and the batches that fit a GPU"),
-    "start": (bench_start, "seconds from `import torch` to the first training step"),
+    "memory": (
+        bench_memory,
+        "peak memory of a training step with and without --recompute; on a CPU, on Linux alone, "
+        "what the step adds to a process that has the model",
+    ),
     "data": (
         bench_data,
         "how long a source takes to open, its memory, and the images it delivers a second",

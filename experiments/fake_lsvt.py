@@ -9,7 +9,6 @@ show their words, so that nothing can be learned from them.
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.options import Parser
+from training.runs import one_line_errors
 
 FULL, WEAK = 30_000, 400_000  # training pictures with all texts in their places, and with one text
 DISTINCT = 16  # pictures; the others are links to these
@@ -90,10 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--full", type=int, default=FULL, help=help_full)
     parser.add_argument("--weak", type=int, default=WEAK, help=help_weak)
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         fake_lsvt(args.folder, args.full, args.weak)
-    except (ValueError, OSError) as error:
-        sys.exit(f"python -m experiments.fake_lsvt: error: {error}")
     print(f"{args.folder}: {args.full + args.weak:,} pictures in LSVT's layout")
 
 

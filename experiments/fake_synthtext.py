@@ -7,7 +7,6 @@ The benchmark measures how fast the real data set would be read; the tests read 
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from data_stub import Scene, render
 from training.options import Parser
+from training.runs import one_line_errors
 
 PUBLISHED = 858_750  # pictures
 
@@ -102,10 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         help=f"how many (default: {PUBLISHED}, as published)",
     )
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         fake_synthtext(args.folder, args.images)
-    except (ValueError, OSError) as error:
-        sys.exit(f"python -m experiments.fake_synthtext: error: {error}")
     print(f"{args.folder}: {args.images:,} pictures in SynthText's layout")
 
 

@@ -19,9 +19,11 @@ is less than siblings. `nearest` is the share of the characters that are the nea
 word to the centre of their map; `chance` is that share for guesses. Words of one character count in
 neither, nor in siblings.
 
-The pictures are such as the model was trained on. For the short pre-trainings of
-experiments/reproduce.py, which compare the two text encoders, they have one or two words. The file
-has a list for each text encoder, one entry for each model, and --save replaces these lists.
+The pictures are rendered, of the kind that `experiments.read.scene_of` guesses from alphabet and
+image size. A model of the curriculum's second stage gets the first stage's single words. For the
+short pre-trainings of experiments/reproduce.py, which compare the two text encoders, they have one
+or two words. The file has a list for each text encoder, one entry for each model, and --save
+replaces these lists.
 """
 
 import argparse

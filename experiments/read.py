@@ -135,7 +135,8 @@ def training_lengths(scene: data_stub.Scene) -> str:
 def scene_of(config: vlpt.Config) -> data_stub.Scene:
     """What the renderer draws for a model, a guess from its alphabet and image size.
 
-    It is the scene of the first stage of the curriculum or of the preset that has them.
+    It is the scene of the first stage of the curriculum or of the preset that has them. A model of
+    the curriculum's second stage gets the first stage's single words, as it has the same two.
     """
     for stage in curriculum.STAGES:
         has_alphabet = config.alphabet == curriculum.CONFIG.alphabet
@@ -255,7 +256,8 @@ def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
     tile = 2.2 * min(2.0, max(0.5, height / width)) + 0.7
     size = (max(2.2 * columns, 5), tile * rows + 0.6)
     figure, grid = gallery.empty_grid(rows, columns, size)
-    fonts, missing = gallery.find_fonts("".join(r.chars + r.cloze.word for r in readings[:1]))
+    words = "".join(reading.cloze.word for reading in readings)
+    fonts, missing = gallery.find_fonts(readings[0].chars + words)
     gallery.draw_heat(grid.flat[0], pixels, None)
     grid.flat[0].set_title("the picture", fontsize=11)
     for axes, reading in zip(grid.flat[1:], readings, strict=False):

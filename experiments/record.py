@@ -92,8 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    gain = "accuracy with the correct image minus that with another one, 0..1 (default: 0.5)"
-    parser.add_argument("--gain", type=number(float, 0, 1), default=0.5, help=gain)
+    gain = "accuracy with the correct image minus that with another one, above 0 and below 1 "
+    gain += "(default: 0.5)"
+    parser.add_argument("--gain", type=number(float, 0, 1, exclusive=True), default=0.5, help=gain)
     return parser
 
 

@@ -11,7 +11,6 @@
     python -m experiments.reproduce lsvt --scale gpu         # pre-trained on LSVT's weak labels
 
     python -m experiments.reproduce summary      # collect all tables in experiments/results.json
-    python -m experiments.reproduce check-docs   # compare docs/detectors.md with that file
 
 Run these from the clone of the repository. Begin with `--dry-run`, which lists the runs of a table
 with their estimated hours. It also says which data sets are missing, where to download them, and
@@ -20,8 +19,8 @@ VLPT_CTW1500 or VLPT_LSVT. The scale "cpu" needs only ICDAR 2015 and was run. Th
 the published model on one GPU of 80 GB, with far fewer pictures than published, and was not run.
 
 Each run leaves one JSON file in runs/reproduce/SCALE/. A run that has left one is not repeated, so
-that a table continues where it was stopped. The results, a.md, a.json, a.png and so on, lie beside
-the runs.
+that a table continues where it was stopped. Runs of another version of this project, or of other
+sizes, are refused. The results, a.md, a.json, a.png and so on, lie beside the runs.
 
 The protocol, here for the scale "cpu", was written before the comparison was run; LOG.md says what
 was changed later, and why.
@@ -34,14 +33,13 @@ was changed later, and why.
 - Detectors are trained on 100, 200 and all 800 of img_1 .. img_800, which are the same for the same
   seed, and scored once, after the last step, on img_801 .. img_1000. Every seed counts.
 - Pre-training sees rendered pictures with their words, and the training photographs with their
-  transcriptions. The boxes are removed first (`WithoutQuads`). Each pre-training is run once, so
-  the spread of a row is that of the detector's seeds.
-- Rendered pictures for a detector have the full variety, and other seeds than in pre-training.
+  transcriptions, without the boxes (`augment_without_boxes`). Each pre-training is run once, so the
+  spread of a row is that of the detector's seeds.
+- A detector's rendered pictures are drawn with the default `Scene()`, from seeds that pre-training
+  did not use.
 - Table c continues from the "all" pre-training of table b, with pictures of up to four words that
   are each shown eight times.
 - The test is a paired, two-sided one over the seeds (scipy.stats.ttest_rel).
-
-The file of a run does not record its scale. Remove the files that a change of `SCALES` concerns.
 """
 
 import argparse
@@ -49,10 +47,9 @@ import dataclasses
 import io
 import json
 import os
-import sys
+import signal
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
@@ -71,10 +68,12 @@ import train_min
 import vlpt
 from readers import open_source, read_alphabet
 from training.augment import augment
-from training.data import make_loader, prepare, seed_of
+from training.data import evaluation_batches, prepare, seed_of, training_batches
 from training.dataset import Pretraining
 from training.init import load_init
 from training.options import Parser
+from training.runs import Stopped, one_line_errors
+from training.weights import load_model
 from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
 from transfer.detect import evaluate_detector, place, train_detector
 from transfer.heads import build_detector
@@ -204,7 +203,10 @@ class Speed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The sizes of everything."""
+    """The sizes of everything.
+
+    Its `repr` is recorded with each run. It leaves out what changes no run that is done.
+    """
 
     config: vlpt.Config
     backbone: str  # its name in transfer/pyramid.py
@@ -218,14 +220,14 @@ class Scale:
     subsets: tuple[int | None, ...]  # photographs to train on, None for all
     rate_subset: int | None  # of these, for learning rates, tables b and c and the longer row of a
     rates: tuple[float, ...]  # the grid of learning rates
-    seeds: tuple[int, ...]
-    speed: Speed
+    seeds: tuple[int, ...] = dataclasses.field(repr=False)
+    speed: Speed = dataclasses.field(repr=False)
     benchmarks: dict[str, Task] = dataclasses.field(default_factory=dict)  # those of BENCHMARKS
     weak: tuple[Stage, ...] = ()  # of table "lsvt", from random weights, with LSVT's characters
     device: str = "cpu"
-    workers: int = 0  # processes that prepare a detector's crops
+    workers: int = dataclasses.field(default=0, repr=False)  # they prepare a detector's crops
     shown: int = 200  # pictures of table d
-    status: str = ""
+    status: str = dataclasses.field(default="", repr=False)
 
 
 one_word = data_stub.Scene(
@@ -255,10 +257,10 @@ four_words = data_stub.Scene(
 
 # The tables of the scale "cpu" took 5.3 hours at about this speed.
 SHARED_CPU = Speed(100 * 64**2, 8 * 160**2, 0.3, "two shared CPU cores")
-# Measured on an H200: the model takes 619 pictures a second at 512 pixels, with batches of 256, but
-# 14 processes prepare only 470 photographs a second for it; a PSENet on a ResNet-18 takes 394 crops
-# of 512 pixels a second. A ResNet-50 needs 2.3 times the operations of a ResNet-18. The seconds for
-# scoring are a guess.
+# Measured on an H200 at 512 pixels: the model takes 619 pictures a second with batches of 256; with
+# 14 loader processes beside it, at a batch of 64, it trained on 470 photographs a second, and
+# waited for them 3 % of the time. A PSENet on a ResNet-18 takes 394 crops a second. A ResNet-50
+# needs 2.3 times the operations of a ResNet-18. The seconds for scoring are a guess.
 H200 = Speed(470 * 512**2, 394 / 2.3 * 512**2, 0.5, "one H200 and 16 CPU cores")
 curved = Task(
     "totaltext",
@@ -526,9 +528,15 @@ def run_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
             continue
         print(f"{number}/{len(jobs)} {job.name}", flush=True)
         start = time.time()
-        result = actions[job.kind](job, scale, folder)
+        try:
+            result = actions[job.kind](job, scale, folder)
+        except KeyboardInterrupt:
+            done = f"{number - 1} of {len(jobs)} runs; the same command continues from here"
+            raise Stopped([signal.SIGINT], done) from None
         record = {
             "job": dataclasses.asdict(job),
+            "version": vlpt.__version__,
+            "scale": repr(scale),
             "result": result,
             "seconds": round(time.time() - start),
             "date": time.strftime("%Y-%m-%d"),
@@ -576,8 +584,11 @@ def describe_machine(device: str) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """The record that `run_jobs` left. Raises: ValueError for any other file."""
+def read_run(path: Path, scale: Scale) -> dict[str, Any]:
+    """The record that `run_jobs` left.
+
+    Raises: ValueError for any other file, and for a run of another version or of other sizes.
+    """
     try:
         run: dict[str, Any] = json.loads(path.read_text())
         if missing := {"job", "result", "seconds", "machine", "date"} - run.keys():
@@ -585,7 +596,14 @@ def read_run(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         message = f"expected the record of a run, got something else ({error})"
         raise ValueError(f"{path}: {message}; remove it to run it again") from None
-    return run
+    version = run.get("version", "that recorded none")
+    if version != vlpt.__version__:
+        message = f"expected a run of version {vlpt.__version__}, got one of a version {version}"
+    elif run.get("scale") != repr(scale):
+        message = "expected a run with the sizes that SCALES has now, got one with others"
+    else:
+        return run
+    raise ValueError(f"{path}: {message}; move the folder away, or remove the file")
 
 
 def source_spec(data: str) -> str:
@@ -598,28 +616,12 @@ def source_spec(data: str) -> str:
 # ------------------------------------------------------------------------------------- pre-training
 
 
-class WithoutQuads(data_stub.Source):
-    """A source whose samples have lost their boxes, so that nothing can learn from them."""
-
-    def __init__(self, source: data_stub.Source) -> None:
-        self.source = source
-        self.root = source.root
-        self.notes = source.notes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return self.source.learnable(alphabet, notes)
-
-    def characters(self) -> Counter[str]:
-        return self.source.characters()
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-    def read(self, index: int, min_side: int | None = None) -> data_stub.Sample:
-        return self.source.read(index, min_side)._replace(quads=None, ignored=None)
+def augment_without_boxes(
+    pixels: torch.Tensor, _quads: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, None]:
+    """Vary a photograph as one whose boxes nobody knows, so that nothing can learn from them."""
+    varied, _ = augment(pixels, None, size, rng)
+    return varied, None
 
 
 def open_pretraining(
@@ -628,8 +630,6 @@ def open_pretraining(
     """Open one half of a source; `count` is the number of rendered pictures."""
     spec = source_spec(config.data)
     source = open_source(spec, split, config.size, count, seed, config.scene)
-    if config.data != "synth":
-        source = WithoutQuads(source)
     training = split == "train"
     return Pretraining(
         source,
@@ -637,7 +637,7 @@ def open_pretraining(
         config.size,
         seed,
         annotated=annotated if training else 1.0,
-        augment=augment if training and config.data != "synth" else None,
+        augment=augment_without_boxes if training and config.data != "synth" else None,
     )
 
 
@@ -654,17 +654,14 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     model = vlpt.VLPT(dataclasses.replace(scale.config, **fields))
     found: dict[str, Any] = {}
     if job.init:
-        checkpoint = vlpt.read_checkpoint(folder / f"{job.init}.pt")
-        model.load_state_dict(checkpoint["state_dict"])
+        load_checkpoint(folder / f"{job.init}.pt", model)
     if job.stages == "stages" and scale.start is not None:
         start_from_trainer(model, scale.start, scale.device, folder / "start")
     model.to(scale.device).to(memory_format=torch.channels_last)
     for number, stage in enumerate(getattr(scale, job.stages)):
         path = folder / f"{job.name}-{number}.pt"
         if path.exists():  # stopped after this stage
-            checkpoint = vlpt.read_checkpoint(path)
-            model.load_state_dict(checkpoint["state_dict"])
-            found = checkpoint["found"]
+            found = load_checkpoint(path, model)
             continue
         result = run_stage(model, stage, job.seed + number, job.annotated)
         found[f"stage {number}"] = result
@@ -679,6 +676,19 @@ def save_checkpoint(path: Path, model: vlpt.VLPT, found: dict[str, Any]) -> None
     buffer = io.BytesIO()
     torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, buffer)
     vlpt.write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, model: vlpt.VLPT) -> dict[str, Any]:
+    """Fill a model with the weights of `save_checkpoint`, and return what was found.
+
+    Raises: ValueError if they are those of other sizes.
+    """
+    checkpoint = vlpt.read_checkpoint(path)
+    if checkpoint.get("config") != dataclasses.asdict(model.config):
+        raise ValueError(f"{path}: expected a model of these sizes, got another; remove it")
+    model.load_state_dict(checkpoint["state_dict"])
+    found: dict[str, Any] = checkpoint["found"]
+    return found
 
 
 def run_stage(model: vlpt.VLPT, stage: Stage, seed: int, annotated: float) -> dict[str, Any]:
@@ -724,10 +734,10 @@ def run_trainer(
     optimizer = train_min.make_optimizer(model, stage.lr, 0.1)
     masked_only = vlpt.MaskedOnly(model)
     warmup = min(100, stage.rounds // 5)
-    loaders = []
-    for config, data in zip(stage.sources, train, strict=True):
-        keys = [range(k * config.batch, (k + 1) * config.batch) for k in range(stage.rounds)]
-        loaders.append(make_loader(data, keys, stage.workers, train=True))
+    loaders = [
+        training_batches(data, config.batch, 1, stage.rounds, stage.workers)
+        for config, data in zip(stage.sources, train, strict=True)
+    ]
     skipped = 0
     for step in tqdm(range(stage.rounds), disable=None, leave=False):
         for group in optimizer.param_groups:
@@ -741,9 +751,8 @@ def run_trainer(
                 raise FloatingPointError(f"a loss or gradient of step {step} is not finite")
     results = []
     for config, data in zip(stage.sources, heldout, strict=True):
-        count = min(stage.heldout, len(data.indices))
-        parts = np.array_split(np.arange(count), max(1, count // config.batch))
-        results.append(train_min.evaluate(masked_only, make_loader(data, parts, stage.workers), 0))
+        batches = evaluation_batches(data, stage.heldout, config.batch, stage.workers)
+        results.append(train_min.evaluate(masked_only, batches, 0))
     return skipped, results
 
 
@@ -820,7 +829,7 @@ def choose_rate(job: Job, scale: Scale, folder: Path) -> float:
     """
     scores = {}
     for path in sorted(folder.glob("rate-*.json")):
-        run = read_run(path)
+        run = read_run(path, scale)
         tried = {"rendered": False, "samples": None, "benchmark": ""} | run["job"]
         wanted = {"arm": job.arm, "rendered": job.rendered, "samples": job.samples}
         wanted["benchmark"] = job.benchmark
@@ -840,12 +849,7 @@ def measure_attention(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     """The share of the pooled attention that falls inside the words of held-out pictures."""
     config = scale.short[-1].sources[0]
     torch.manual_seed(job.seed)
-    if job.init:
-        checkpoint = vlpt.read_checkpoint(folder / f"{job.init}.pt")
-        model = vlpt.VLPT(vlpt.Config(**checkpoint["config"])).eval()
-        model.load_state_dict(checkpoint["state_dict"])
-    else:
-        model = vlpt.VLPT(scale.config).eval()
+    model = load_model(folder / f"{job.init}.pt") if job.init else vlpt.VLPT(scale.config).eval()
     ids = vlpt.Alphabet(model.config.alphabet).encode(["a"])[None]  # the pool does not see it
     spec = source_spec(config.data)
     source = open_source(spec, "heldout", config.size, scale.shown, 0, config.scene)
@@ -900,7 +904,7 @@ def collect(table: str, scale: Scale, folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{job.name}.json"
         if not path.exists():
             continue
-        run = read_run(path)
+        run = read_run(path, scale)
         value = run["result"]["f" if job.kind == "finetune" else "share"]
         row["values"].setdefault(job.arm, {})[str(job.seed)] = round(100 * value, 2)
         row["lr"] = row.get("lr", {}) | {job.arm: run["result"].get("lr")}
@@ -1002,8 +1006,13 @@ def write_report(table: str, name: str, folder: Path) -> list[str]:
 
 
 def write_summary(name: str, folder: Path) -> None:
-    """Put all tables of a scale into one small file, which docs/detectors.md shows."""
-    runs = [read_run(path) for path in sorted(folder.glob("*.json")) if len(path.stem) > 1]
+    """Put all tables of a scale into one small file, which docs/detectors.md shows.
+
+    Raises: ValueError if there are no runs, or if the file would lose values.
+    """
+    scale = SCALES[name]
+    paths = [path for path in sorted(folder.glob("*.json")) if path.stem not in TITLES]
+    runs = [read_run(path, scale) for path in paths]
     if not runs:
         raise ValueError(f"{folder}: expected runs, got none; run `{PROGRAM} a` first")
     found = {
@@ -1014,16 +1023,34 @@ def write_summary(name: str, folder: Path) -> None:
         "pretraining": {
             run["job"]["name"]: run["result"] for run in runs if run["job"]["kind"] == "pretrain"
         },
-        "tables": {
-            table: collect(table, SCALES[name], folder)
-            for table in (*TABLES, *SCALES[name].benchmarks)
-        },
+        "tables": {table: collect(table, scale, folder) for table in (*TABLES, *scale.benchmarks)},
     }
     earlier = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    if earlier.get("scale", name) != name:
+        message = f"expected results of the scale {name}, got those of {earlier['scale']}"
+        raise ValueError(f"{RESULTS}: {message}; move the file away to write these")
+    for table, rows in earlier.get("tables", {}).items():
+        if lost := list_values(rows) - list_values(found["tables"].get(table, [])):
+            message = f"expected runs for all values of table {table} in {RESULTS}"
+            label, arm, seed = min(lost)
+            raise ValueError(
+                f"{folder}: {message}, got none for {label}, {arm}, seed {seed}; run the table, or "
+                "move the file away to write the others"
+            )
     if "localisation" in earlier:  # of experiments/localise.py
         found["localisation"] = earlier["localisation"]
     vlpt.write_atomically(RESULTS, json.dumps(found, indent=1, ensure_ascii=False).encode() + b"\n")
     print(f"wrote {RESULTS}")
+
+
+def list_values(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """The row, arm and seed of each value of a table."""
+    return {
+        (row["label"], arm, seed)
+        for row in rows
+        for arm, values in row["values"].items()
+        for seed in values
+    }
 
 
 def docs_lines(results: dict[str, Any]) -> list[str]:
@@ -1040,23 +1067,6 @@ def docs_lines(results: dict[str, Any]) -> list[str]:
     )
     tables = [to_markdown(table, results["tables"][table]) for table in "abc"]
     return [*chain.from_iterable([*lines, ""] for lines in tables), line]
-
-
-def check_docs() -> None:
-    """Compare the tables between the marks in docs/detectors.md with results.json.
-
-    Raises: ValueError if they differ.
-    """
-    expected = docs_lines(json.loads(RESULTS.read_text()))
-    page = ROOT / "docs/detectors.md"
-    _, mark, rest = page.read_text().partition("<!-- results -->\n")
-    got = rest.partition("<!-- /results -->")[0].strip().splitlines()
-    if not mark or got != expected:
-        table = "\n".join(["<!-- results -->", *expected, "<!-- /results -->"])
-        raise ValueError(
-            f"{page}: expected the tables of {RESULTS.name}, got others; it should be\n{table}"
-        )
-    print(f"{page.name} agrees with {RESULTS.name}")
 
 
 def print_jobs(jobs: Sequence[Job], scale: Scale, folder: Path) -> None:
@@ -1084,6 +1094,9 @@ def run_table(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--only: expected a part of a run's name (see --dry-run), got {args.only!r}"
         )
+    for job in list_jobs(args.table, scale):  # the report needs the others, too
+        if (path := folder / f"{job.name}.json").exists():
+            read_run(path, scale)
     if args.dry_run:
         print_jobs(jobs, scale, folder)
         return
@@ -1104,9 +1117,9 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add(
         "table",
-        choices=(*TITLES, "summary", "check-docs"),
+        choices=(*TITLES, "summary"),
         metavar="TABLE",
-        help=f"run and report a table: {', '.join(TITLES)}; or summary or check-docs, see below",
+        help=f"run and report a table: {', '.join(TITLES)}; or summary, see below",
     )
     add(
         "--scale",
@@ -1118,17 +1131,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--dry-run", action="store_true", help=dry_help)
     add("--only", default="", metavar="TEXT", help="only the runs whose name contains TEXT")
     args = parser.parse_args(argv)
-    try:
-        if args.table == "check-docs":
-            check_docs()
-        elif args.table == "summary":
+    if args.table == "summary" and (args.dry_run or args.only):
+        parser.error("--dry-run, --only: expected them with a table, got summary")
+    with one_line_errors(PROGRAM):
+        if args.table == "summary":
             write_summary(args.scale, RUNS / args.scale)
         else:
             run_table(args)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{PROGRAM}: stopped; the same command continues from here")
 
 
 if __name__ == "__main__":

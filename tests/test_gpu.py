@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -33,13 +34,43 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def test_the_tables_refuse_results_of_some_parts_only(tmp_path, capsys):
+def write_steps(path, batch, **plain):
+    """Add the three steps of a batch to a file of results."""
+    step = {"pictures_s": 10.0, "step_s": 2.0, "peak_gb": batch / 10}
+    rows = [{"name": f"bench/{batch}/{kind}", **step} for kind in tables.KINDS]
+    rows[1] |= {"step_s": 3.0, "share_of_bf16_peak": None, **plain}
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_table_that_cannot_be_made_is_a_sentence_and_the_others_follow(tmp_path, capsys):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"name": "bench/64/bare", "pictures_s": 1.0}\n')
-    with pytest.raises(SystemExit, match="expected the results of all parts"):
-        tables.main([str(path)])
+    rows = [
+        {"name": "bench/64/recomputed", "pictures_s": 1.0, "peak_gb": 1.0},  # the others failed
+        {
+            "name": "detect/summary of 800 photographs, 16000 crops, lr 0.001",
+            "scratch": [0.5],
+            "pretrained": [0.625],
+            "difference": 0.125,
+        },
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables.main([str(path)])
+    speed, memory, detectors = capsys.readouterr().out.strip().split("\n\n")
+    assert speed.endswith("expected the three steps of a batch on a GPU, got none.")
+    assert memory.endswith("expected two batches, measured on a GPU, got 0.")
+    assert detectors.splitlines()[-1] == "| 800 | 16,000 | 1 | 50.0 | 62.5 | +12.5 |"
     with pytest.raises(SystemExit, match="No such file"):
         tables.main([str(tmp_path / "none.jsonl")])
+
+
+def test_a_gpu_whose_arithmetic_peak_is_not_known_has_a_row(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for batch in (64, 128):
+        write_steps(path, batch)
+    results = tables.read_results(path)
+    assert tables.speed_table(results)[-1].startswith("| 128 | 10 | 10 | 1.50 | unknown | 12.8 GB")
+    assert tables.memory_table(results)[2] == "| 16 GB | 144 | 144 |"
 
 
 def test_a_step_that_was_repeated_counts_with_its_last_result(tmp_path):
@@ -115,6 +146,13 @@ def test_an_estimate_is_corrected_by_the_last_step_of_its_kind(tmp_path):
     assert programme.expected("a/2", 20) == 60 and programme.expected("b/2", 20) == 20
     programme.finish("a/2", 10, 0.1, {})  # but not to less than half
     assert make_programme(tmp_path).expected("a/3", 20) == 10
+
+
+def test_a_rehearsal_and_a_run_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert command.parse_args(["all"]).out == Path("runs/gpu")
+    assert command.parse_args(["all", "--rehearse"]).out == Path("runs/gpu-rehearsal")
+    assert command.parse_args(["all", "--rehearse", "--out", str(tmp_path)]).out == tmp_path
 
 
 def test_the_command_needs_a_gpu_or_a_rehearsal(tmp_path, capsys):
@@ -238,6 +276,15 @@ def test_each_stage_draws_its_pictures():
     assert all(len(w) == 1 and w[0].isdigit() and 2 <= len(w[0]) <= 4 for w in digits)
     assert all(len(w) == 1 and 1 <= len(w[0]) <= 4 for w in short)
     assert max(map(len, full)) > 1 and any(len(w[0]) > 4 for w in full)
+
+
+def test_batches_of_several_workers_have_the_pictures_in_their_order():
+    config, stage = vlpt.Config(image_size=32), multiprocessing.Value("i", 0)
+    rendered = pretrain.RenderedWords(config, stage)
+    with pretrain.rendered_batches(config, stage, 2, 2, on_gpu=False) as arrived:
+        batches = [arrived.get(timeout=60) for _ in range(3)]
+    for k, image in enumerate(torch.cat([images for images, _ in batches])):
+        assert torch.equal(image, rendered[k][0])
 
 
 # ---- detect ------------------------------------------------------------------------------------

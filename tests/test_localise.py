@@ -122,7 +122,7 @@ class TestCommand:
         assert all(entry["pictures"] == 2 for entry in found)
         assert all(entry["grid"].count(" x ") == 1 for entry in found)
 
-    def test_the_pictures_are_such_as_the_model_was_trained_on(self, model, monkeypatch):
+    def test_the_pictures_follow_from_alphabet_and_image_size(self, model, monkeypatch):
         scenes = []
 
         def rendered(*args):
@@ -149,7 +149,8 @@ class TestCommand:
         monkeypatch.setattr(reproduce, "collect", lambda *_: [])
         run = {"job": {"kind": "finetune", "name": "a1"}, "result": {}, "seconds": 1}
         (tmp_path / "runs").mkdir()
-        run |= {"machine": "cpu", "date": "2026-01-01"}
+        run |= {"machine": "cpu", "date": "2026-01-01", "version": vlpt.__version__}
+        run["scale"] = repr(reproduce.SCALES["smoke"])
         (tmp_path / "runs/a1.json").write_text(json.dumps(run))
         reproduce.write_summary("smoke", tmp_path / "runs")
         results = json.loads(path.read_text())

@@ -166,6 +166,11 @@ class TestReading:
         assert axes.get_title().startswith("hidden: _\nread ")
         assert axes.texts[0].get_text() == f"without the picture: {guess}, {100 * share:.0f} %"
 
+    def test_a_character_without_a_font_is_spelt_out_in_every_word(self, model, sample):
+        clozes = [read.Cloze("1_", 1), read.Cloze("\ue000_", 1)]  # for private use: no font has it
+        axes = read.reading_figure(sample.image, read.read(model, sample.image, clozes)).axes
+        assert axes[2].get_title().startswith("hidden: U+E000 _")
+
     @pytest.mark.parametrize(
         ("size", "expected"), [((200, 100), (50, 25)), ((40, 8), (40, 8)), ((400, 1), (50, 1))]
     )

@@ -46,6 +46,12 @@ def test_mistakes_are_one_line(tmp_path):
         record.main([str(run)])
 
 
+def test_a_gain_of_zero_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        record.main([str(write_run(tmp_path / "a", 0.0, 0.3)), "--gain", "0"])
+    assert "--gain: expected a number above 0 and below 1, got '0'" in capsys.readouterr().err
+
+
 def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(
     tmp_path, monkeypatch, capsys, no_figures
 ):

@@ -161,7 +161,6 @@ class TestPretraining:
             reproduce.DataConfig("icdar2015", 64, 2), "train", reproduce.ALNUM, 4, 0
         )
         assert data[0][0].shape == (3, 64, 64) and seen == [None]
-        assert data.source[0].quads is None and data.source[0].ignored is None
 
     def test_every_source_has_its_own_batch(self, inside, monkeypatch):
         sizes = []
@@ -242,6 +241,9 @@ class TestPretraining:
         assert reproduce.pretrain(job, scale, inside) == whole and len(count) == 1
         again = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
         assert all(torch.equal(weights[key], again[key]) for key in weights)
+        config = dataclasses.replace(SMOKE.config, embed_dim=2 * SMOKE.config.embed_dim)
+        with pytest.raises(ValueError, match=r"two-0\.pt: expected a model of these sizes, got an"):
+            reproduce.pretrain(job, dataclasses.replace(scale, config=config), inside)
 
 
 class TestTableA:
@@ -287,6 +289,7 @@ class TestTableA:
         def tried(job, lr, f):
             run = {"job": dataclasses.asdict(job), "result": {"lr": lr, "f": f}}
             run |= dict.fromkeys(("seconds", "machine", "date"), "")
+            run |= {"version": vlpt.__version__, "scale": repr(SMOKE)}
             (tmp_path / f"rate-{job.name}-{lr}.json").write_text(json.dumps(run))
 
         job = reproduce.Job("scratch", "finetune", "x", "scratch")
@@ -373,6 +376,49 @@ class TestTableA:
             SystemExit, match=r"error: .*a-2-scratch-0\.json: expected the record of a run"
         ):
             reproduce.main(["a", "--scale", "smoke"])
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"version": "0.1.0"}, r"expected a run of version .*, got one of a version 0\.1\.0;"),
+            (
+                {"version": None},
+                r"expected a run of version .*, got one of a version that recorded",
+            ),
+            ({"scale": "Scale()"}, "expected a run with the sizes that SCALES has now, got one"),
+        ],
+    )
+    def test_a_run_of_another_version_or_size_is_refused(
+        self, changed, message, inside, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        folder = tmp_path / "runs/reproduce/smoke"
+        folder.mkdir(parents=True)
+        run = json.loads((inside / "a-2-scratch-0.json").read_text()) | changed
+        run = {key: value for key, value in run.items() if value is not None}
+        (folder / "a-2-scratch-0.json").write_text(json.dumps(run))
+        with pytest.raises(SystemExit, match=rf"error: .*a-2-scratch-0\.json: {message}"):
+            reproduce.main(["a", "--scale", "smoke", "--dry-run"])
+
+    def test_more_seeds_refuse_no_run(self, inside):
+        path = inside / "a-2-scratch-0.json"
+        reproduce.read_run(path, dataclasses.replace(SMOKE, seeds=(0, 1, 2)))
+        with pytest.raises(ValueError, match="expected a run with the sizes"):
+            reproduce.read_run(path, dataclasses.replace(SMOKE, width=16))
+
+    def test_an_interrupted_table_says_how_to_go_on(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(reproduce, "check_data", lambda *_: None)
+        monkeypatch.setattr(reproduce, "pretrain", interrupt)
+        with pytest.raises(SystemExit) as stop:
+            reproduce.main(["a", "--scale", "smoke"])
+        count = len(reproduce.list_jobs("a", SMOKE))
+        message = f"stopped after 0 of {count} runs; the same command continues from here"
+        assert stop.value.code == 130 and message in capsys.readouterr().err
 
 
 class TestData:
@@ -491,11 +537,41 @@ class TestReports:
 
     def test_summary_holds_what_the_runs_left(self, inside, monkeypatch, tmp_path):
         monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
-        reproduce.main(["summary", "--scale", "smoke"])
+        (inside / "lsvt.json").write_text("[]")  # the report of a table, and no run
+        try:
+            reproduce.main(["summary", "--scale", "smoke"])
+        finally:
+            (inside / "lsvt.json").unlink()
         found = json.loads((tmp_path / "results.json").read_text())
         f = json.loads((inside / "a-2-scratch-0.json").read_text())["result"]["f"]
         assert found["tables"]["a"][0]["values"]["scratch"]["0"] == round(100 * f, 2)
         assert "pre-all" in found["pretraining"] and found["scale"] == "smoke"
+
+    def test_a_summary_that_would_lose_values_is_refused(self, inside, monkeypatch, tmp_path):
+        monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
+        rows = [{"label": "2 photographs", "values": {"scratch": {"0": 1.0, "7": 2.0}}}]
+        results = {"scale": "smoke", "tables": {"a": rows}}
+        content = json.dumps(results)
+        (tmp_path / "results.json").write_text(content)
+        message = "all values of table a in .*, got none for 2 photographs, scratch, seed 7;"
+        with pytest.raises(SystemExit, match=message):
+            reproduce.main(["summary", "--scale", "smoke"])
+        assert (tmp_path / "results.json").read_text() == content
+        del rows[0]["values"]["scratch"]["7"]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        reproduce.main(["summary", "--scale", "smoke"])
+        content = json.dumps(results | {"scale": "cpu"})
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(SystemExit, match="expected results of the scale smoke, got those of c"):
+            reproduce.main(["summary", "--scale", "smoke"])
+        assert (tmp_path / "results.json").read_text() == content
+
+    @pytest.mark.parametrize("option", [["--dry-run"], ["--only", "a"]])
+    def test_a_summary_has_no_options(self, option, capsys):
+        with pytest.raises(SystemExit):
+            reproduce.main(["summary", *option])
+        message = "error: --dry-run, --only: expected them with a table, got summary"
+        assert message in capsys.readouterr().err
 
     def test_without_runs_there_is_no_summary(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -509,24 +585,6 @@ class TestReports:
 
 
 class TestDocs:
-    def test_shows_what_was_measured(self, capsys):
-        reproduce.main(["check-docs"])
-        assert "agrees" in capsys.readouterr().out
-
-    def test_another_number_is_noticed(self, tmp_path, monkeypatch):
-        results = json.loads(reproduce.RESULTS.read_text())
-        rows = [row for table in "abc" for row in results["tables"][table]]
-        rows += results["tables"]["d"][-2:]
-        monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
-        for values in (values for row in rows for values in row["values"].values()):
-            before = dict(values)
-            values.update({seed: value + 1 for seed, value in values.items()})
-            (tmp_path / "results.json").write_text(json.dumps(results))
-            message = r"detectors\.md: expected .* results\.json"
-            with pytest.raises(SystemExit, match=message):
-                reproduce.main(["check-docs"])
-            values.update(before)
-
     def test_the_hours_of_the_big_scale_are_those_of_a_dry_run(self, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)
         page = (reproduce.ROOT / "docs/detectors.md").read_text("utf-8")

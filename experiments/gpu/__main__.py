@@ -10,8 +10,9 @@
     detect     trains text detectors on ICDAR 2015 photographs, from scratch and pre-trained
 
 Run this from the clone of the repository. Each result is printed as a line of JSON and added to
-OUT/results.jsonl. A part that fails leaves its error there, and the next one goes on. Steps that
-are done are not repeated, and a step is not started if it cannot end in the time that is left.
+OUT/results.jsonl. A rehearsal has a folder of its own, so that no run takes its steps for done. A
+part that fails leaves its error there, and the next one goes on. Steps that are done are not
+repeated, and a step is not started if it cannot end in the time that is left.
 """
 
 import argparse
@@ -52,8 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     minutes = "time limit of all parts together, in minutes (default: 30)"
     add("--minutes", type=number(float, 0, exclusive=True), default=30.0, help=minutes)
-    out = "folder of the results (default: runs/gpu)"
-    add("--out", type=Path, default=Path("runs/gpu"), help=out)
+    out = "folder of the results (default: runs/gpu, or runs/gpu-rehearsal with --rehearse)"
+    add("--out", type=Path, help=out)
     icdar2015 = "the folder of ICDAR 2015 (default: none, and no detectors are trained)"
     add("--icdar2015", type=Path, metavar="PATH", help=icdar2015)
     add("--rehearse", action="store_true", help="run on the CPU with tiny sizes (default: off)")
@@ -67,6 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("GPU: expected one, got none; --rehearse takes the same steps on the CPU")
     if args.icdar2015 and not args.icdar2015.is_dir():
         parser.error(f"--icdar2015: expected a folder, got {args.icdar2015}")
+    args.out = args.out or Path("runs/gpu-rehearsal" if args.rehearse else "runs/gpu")
     return args
 
 

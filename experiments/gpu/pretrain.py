@@ -8,6 +8,7 @@ all characters from the start.
 """
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import queue
@@ -72,19 +73,6 @@ class RenderedWords(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), ids
 
 
-class EndlessBatches(torch.utils.data.Sampler[list[int]]):
-    """Keys 0 .. size - 1, size .. 2 size - 1, and so on."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = 0
-        while True:
-            yield list(range(first, first + self.size))
-            first += self.size
-
-
 @contextmanager
 def rendered_batches(
     config: vlpt.Config, stage: Any, size: int, workers: int, on_gpu: bool
@@ -92,7 +80,7 @@ def rendered_batches(
     """A queue that a thread fills with batches from worker processes while the block runs."""
     loader = DataLoader(
         RenderedWords(config, stage),
-        batch_sampler=EndlessBatches(size),
+        batch_sampler=([*range(k, k + size)] for k in itertools.count(0, size)),  # without an end
         num_workers=workers,
         worker_init_fn=data.init_worker,
         pin_memory=on_gpu,

@@ -16,6 +16,7 @@ from training.runs import one_line_errors
 
 MEASURED = Path(__file__).resolve().parent / "h200.jsonl"
 FREE = 0.9  # of a GPU's memory may be used
+KINDS = ("bare", "plain", "recomputed")  # steps of a batch
 
 
 def read_results(path: Path) -> dict[str, Result]:
@@ -31,13 +32,15 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 def speed_table(results: dict[str, Result]) -> list[str]:
     """Pictures a second and memory of the published model at 512 pixels, for each batch."""
     rows = []
+    if not batches(results):
+        raise ValueError("expected the three steps of a batch on a GPU, got none")
     for batch in batches(results):
-        bare, plain, again = (
-            results[f"bench/{batch}/{kind}"] for kind in ("bare", "plain", "recomputed")
-        )
+        bare, plain, again = (results[f"bench/{batch}/{kind}"] for kind in KINDS)
+        share = plain["share_of_bf16_peak"]
         row = [str(batch)]
         row += [f"{each['pictures_s']:.0f}" for each in (bare, plain)]
-        row += [f"{plain['over_bare']:.2f}", f"{100 * (plain['share_of_bf16_peak'] or 0):.0f} %"]
+        row += [f"{plain['step_s'] / bare['step_s']:.2f}"]
+        row += ["unknown" if share is None else f"{100 * share:.0f} %"]
         row += [f"{plain['peak_gb']:.1f} GB"]
         row += [f"{again['pictures_s']:.0f}", f"{again['peak_gb']:.1f} GB"]
         rows.append(row)
@@ -47,12 +50,20 @@ def speed_table(results: dict[str, Result]) -> list[str]:
 
 
 def batches(results: dict[str, Result]) -> list[int]:
+    """The batches of which all three steps were measured on a GPU."""
     found = {name.split("/")[1] for name in results if name.startswith("bench/")}
-    return sorted(int(batch) for batch in found if batch.isdigit())
+    return sorted(
+        int(batch)
+        for batch in found
+        if batch.isdigit()
+        and all("peak_gb" in results.get(f"bench/{batch}/{kind}", {}) for kind in KINDS)
+    )
 
 
 def memory_table(results: dict[str, Result]) -> list[str]:
     """The batches that fit, from a line through the memory of the two largest batches."""
+    if len(batches(results)) < 2:
+        raise ValueError(f"expected two batches, measured on a GPU, got {len(batches(results))}")
     small, large = batches(results)[-2:]
     rows = []
     for size in (16, 24, 80):
@@ -70,8 +81,8 @@ def detector_table(results: dict[str, Result]) -> list[str]:
 
     def cell(scores: list[float]) -> str:
         percent = [100 * score for score in scores]
-        if len(percent) == 2:
-            return f"{percent[0]:.1f} and {percent[1]:.1f}"
+        if len(percent) < 3:
+            return " and ".join(f"{each:.1f}" for each in percent)
         return f"{mean(percent):.1f} ± {stdev(percent):.1f}"
 
     rows = []
@@ -82,6 +93,8 @@ def detector_table(results: dict[str, Result]) -> list[str]:
         row = [photographs.split()[0], f"{int(crops.split()[0]):,}", str(len(found["scratch"]))]
         row += [cell(found["scratch"]), cell(found["pretrained"])]
         rows.append([*row, f"{100 * found['difference']:+.1f}"])
+    if not rows:
+        raise ValueError("expected a pair of detectors, got none")
     heads = ["photographs", "crops", "seeds", "from scratch", "pre-trained", "difference"]
     return table(heads, rows)
 
@@ -103,11 +116,12 @@ def main(argv: list[str] | None = None) -> None:
     path = parser.parse_args(argv).file
     with one_line_errors("python -m experiments.gpu.tables"):
         results = read_results(path)
-        for make in TABLES.values():
+        for name, make in TABLES.items():
             try:
-                print("\n".join(make(results)), end="\n\n")
-            except (KeyError, ValueError):
-                raise ValueError(f"{path}: expected the results of all parts, got some") from None
+                lines = make(results)
+            except ValueError as error:
+                lines = [f"There is no table {name} of {path}: {error}."]
+            print("\n".join(lines), end="\n\n")
 
 
 if __name__ == "__main__":
