@@ -136,7 +136,8 @@ class Folder(Source):
         return DetectionSample(image, polygons, np.arange(len(polygons)) >= len(visible.polygons))
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
+        found = [count_learnable(item.words, alphabet, notes) > 0 for item in self.items]
+        return np.array(found, bool)
 
     def characters(self) -> Counter[str]:
         words = (word for item in self.items for word in item.words)

@@ -29,6 +29,8 @@ def contact_sheet(source: Source, count: int, tile: int = 256) -> Image.Image:
             x, y = (quad[0] * scale).tolist()
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(255, 220, 0))
         tiles.append((image, "  ".join(sample.words)[: tile // 9]))
+    if not tiles:
+        raise ValueError(f"{source.root}: expected pictures in this split, got none")
     rows = [tiles[k : k + columns] for k in range(0, count, columns)]
     heights = [max(image.height for image, _ in row) + CAPTION + GAP for row in rows]
     sheet = Image.new("RGB", (min(columns, count) * (tile + GAP), sum(heights)), "white")

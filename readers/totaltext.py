@@ -97,7 +97,7 @@ class TotalText(Folder):
                     continue
                 polygon = to_polygon(list(zip(x, y, strict=True)))
                 strings = self.read_strings(match[4])
-            except ValueError:
+            except (ValueError, SyntaxError):
                 self.leave_out(where, BAD_LINES, heldout)
                 continue
             word = " ".join(strings)
@@ -118,7 +118,7 @@ class TotalText(Folder):
         return Annotation(image, words, polygons, tuple(left_out), ignored, heldout)
 
     def read_strings(self, text: str) -> list[str]:
-        """The strings of a list in Python's spelling. Raises: ValueError."""
+        """The strings of a list in Python's spelling. Raises: ValueError, SyntaxError."""
         if re.fullmatch(rf"(?:[\s,]*(?:{self.STRING}))*[\s,]*", text, re.DOTALL):
             return [ast.literal_eval(string) for string in re.findall(self.STRING, text)]
         if match := re.fullmatch(r"\s*u?(['\"])(.*)\1\s*", text):  # an apostrophe as in 'It's'

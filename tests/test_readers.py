@@ -122,6 +122,13 @@ class TestFolders:
             {"words marked unreadable": 2},
         )
 
+    def test_icdar_without_training_pictures_is_named(self, tmp_path, capsys):
+        self.make_icdar(tmp_path, [801, 802])
+        said = fails(capsys, "check", f"icdar2015:{tmp_path}")
+        assert said.endswith(f"{tmp_path}: expected 1 or more usable train pictures, got 0")
+        said = fails(capsys, "sheet", f"icdar2015:{tmp_path}", str(tmp_path / "s.png"))
+        assert said.endswith(f"{tmp_path}: expected pictures in this split, got none")
+
     @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
     def test_icdar_itself(self):
         train, held = (ICDAR2015(REAL, split) for split in ds.SPLITS)
@@ -163,6 +170,24 @@ class TestFolders:
         good = '{"image": "a.png", "words": ["a"]}\n'
         (tmp_path / "d.jsonl").write_text(good + line + "\n")
         with pytest.raises(ValueError, match=r"d\.jsonl:2: expected \{\"image\": path"):
+            JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize(
+        "quads",
+        [
+            np.arange(8).reshape(1, 2, 4),
+            np.arange(8).reshape(2, 2, 2),
+            np.arange(8).reshape(1, 8),
+            np.arange(8),
+            [],
+        ],
+    )
+    def test_quads_of_another_shape_are_named(self, tmp_path, quads):
+        quads = np.asarray(quads)
+        lines = [{"image": "a.png", "words": ["a"], "quads": quads.tolist()}]
+        (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        message = f"quads: expected 1 of four [x, y], got shape {quads.shape}"
+        with pytest.raises(ValueError, match=rf"d\.jsonl:1: .*{re.escape(message)}"):
             JsonLines(tmp_path / "d.jsonl")
 
     @pytest.mark.parametrize("text", ["", '{"image": "a.png", "words": ["a"]}\n'])
@@ -632,7 +657,7 @@ class TestCheck:
     def test_reports_what_is_there_and_what_is_not(self, tmp_path):
         inside, far = [[[1, 2], [9, 2], [9, 6], [1, 6]], [[90, 2], [99, 2], [99, 6], [90, 6]]]
         entries = [
-            {"words": ["née", "", " "]},
+            {"words": ["née"]},
             {"words": ["x" * 40]},
             {"image": "gone.png"},
             {"words": ["in", "far"], "quads": [inside, far]},
@@ -641,12 +666,11 @@ class TestCheck:
         lines = check(self.jsonl(tmp_path, [*entries, *[{}] * 15])).lines
         assert lines[0] == "pictures  20, 2 of them held out"
         # The word of gone.png is not among them, nor is the one outside its picture.
-        assert lines[1] == "words     20, 6 different ones"
+        assert lines[1] == "words     18, 4 different ones"
         assert lines[2].startswith("alphabet  6 characters: x 40  n 17  e 16  i 16  f 15  é 1")
         assert lines[3].startswith("longest   " + "x" * 40 + "  fine  née  in")
         lacks = {line[10:] for line in lines if line.startswith("lacking")}
         assert lacks == {
-            "words that are empty: 2",
             "words cut to 25 characters: 1",
             f"{OUTSIDE}: 1",
             "pictures without a usable word: 1",
@@ -657,7 +681,6 @@ class TestCheck:
         assert worst[1:] == [
             f"{tmp_path / name}.png: {what}"
             for name, what in (
-                ("0", "words that are empty: 2"),
                 ("1", "words cut to 25 characters: 1"),
                 ("3", f"{OUTSIDE}: 1"),
                 ("4", "pictures without a usable word: 1"),
@@ -667,7 +690,7 @@ class TestCheck:
     def test_names_ten_and_caps_the_alphabet(self, tmp_path):
         text = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
         words = [text[k : k + 10] for k in range(0, 100, 10)]
-        lines = check(self.jsonl(tmp_path, [{"words": [*words, ""]}] * 30)).lines
+        lines = check(self.jsonl(tmp_path, [{"words": [*words, "\u200b"]}] * 30)).lines
         assert sum(line.startswith("worst") for line in lines) == 11
         assert lines[-1] == "worst     and 20 more"
         assert "alphabet  100 characters: " in lines[2] and lines[2].endswith("  and 20 more")
