@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from torch.utils.data import DataLoader
 
 import data_stub as ds
@@ -32,6 +32,7 @@ from readers.check import OUTSIDE, check
 from readers.detection import DetectionSample, FromSource, open_detection
 from readers.folder import MARKED
 from readers.pictures import open_image
+from readers.sheet import caption_font
 from readers.totaltext import TotalText
 from training.dataset import Pretraining, collate
 
@@ -127,7 +128,7 @@ class TestFolders:
         said = fails(capsys, "check", f"icdar2015:{tmp_path}")
         assert said.endswith(f"{tmp_path}: expected 1 or more usable train pictures, got 0")
         said = fails(capsys, "sheet", f"icdar2015:{tmp_path}", str(tmp_path / "s.png"))
-        assert said.endswith(f"{tmp_path}: expected pictures in this split, got none")
+        assert said.endswith(f"{tmp_path}: expected readable pictures in this split, got none")
 
     @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
     def test_icdar_itself(self):
@@ -594,6 +595,24 @@ class TestSheet:
             pixels = np.asarray(sheet)
         assert pixels.shape[1] == 6 * 262 and pixels.std() > 30
         assert ((pixels == (255, 220, 0)).all(-1)).sum() > 7 * 5  # the dots at first corners
+
+    def test_skips_pictures_that_cannot_be_read_and_has_room_for_narrow_ones(
+        self, tmp_path, capsys
+    ):
+        spec, out = TestCheck().jsonl(tmp_path, [{"words": ["a\nb"]}] * 5), tmp_path / "s.png"
+        (tmp_path / "0.png").write_bytes(b"not a picture")
+        Image.new("RGB", (1000, 1)).save(tmp_path / "1.png")
+        main(["sheet", spec, str(out)])
+        said = capsys.readouterr()
+        assert said.out == f"wrote {out}: 3 of 4 training pictures of {spec}\n"
+        assert said.err.startswith(f"warning: {tmp_path / '0.png'}: not a readable picture")
+        assert said.err.count("\n") == 1
+
+    def test_captions_are_drawn_in_a_font_that_has_their_letters(self):
+        plain = ImageFont.load_default(15)
+        assert caption_font("EXIT").getname() == plain.getname()
+        assert caption_font("中").getname() == plain.getname()  # no font has it
+        assert Path(caption_font("née Ж").path).name == "Manrope-Bold.ttf"
 
     def test_of_digits_shows_what_the_demo_trains_on(self, tmp_path, monkeypatch):
         opened = []
