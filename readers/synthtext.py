@@ -32,8 +32,8 @@ LAYOUT = (
     "PATH/gt.mat with imnames, txt and wordBB, and its pictures as "
     "PATH/8/ballet_106_0.jpg or PATH/all_images/8/ballet_106_0.jpg"
 )
-MISMATCHES = "pictures with another number of quads than words"
-TWICE = "pictures that gt.mat lists once more"
+MISMATCHES = "pictures whose numbers of quads and words differ"
+TWICE = "repeated entries of a picture in gt.mat"
 
 
 def open_table(root: Path) -> Index:
@@ -55,9 +55,9 @@ def open_table(root: Path) -> Index:
 
 
 def require_whole(gt: Path) -> None:
-    """Check that the parts of a MATLAB file fill it exactly, as none does that was cut off.
+    """Check that the elements of a MATLAB file add up to its size.
 
-    SciPy checks no sizes: a file of which some bytes are missing may end the process.
+    SciPy does not check this, and a truncated file can crash the interpreter.
     """
     size = gt.stat().st_size
     with gt.open("rb") as file:
@@ -105,11 +105,17 @@ def read_annotation(gt: Path) -> Content:
             names.append(path)
             texts.append("".join(word[: vlpt.MAX_CHARS] + "\n" for word in words).encode())
             boxes.append(quads)
+    except MemoryError:
+        raise ValueError(f"{gt}: not enough memory to read it; SynthText's needs 3.3 GB") from None
     except Exception as error:  # scipy raises whatever it stumbles over
         raise ValueError(f"{gt}: not SynthText's gt.mat ({error!r}); expected {LAYOUT}") from None
     if min(count["train"], count["heldout"]) < 1:
+        mismatches, twice = (
+            sum(count[f"{k}_{s}"] for s in SPLITS) for k in ("mismatches", "twice")
+        )
         raise ValueError(
-            f"{gt}: expected annotated pictures in both splits, got {len(names)} altogether"
+            f"{gt}: expected annotated pictures in both splits, got {len(names)} altogether; "
+            f"{MISMATCHES}: {mismatches:,}; {TWICE}: {twice:,}"
         )
     lengths = [(len(n), len(t), len(b)) for n, t, b in zip(names, texts, boxes[1:], strict=True)]
     ends = np.cumsum([(0, 0, 0), *lengths], axis=0, dtype=np.int64)

@@ -133,6 +133,15 @@ class TestLSVT:
         with pytest.raises(ValueError, match=r"train_full_labels\.json: expected \{\"gt_0\""):
             LSVT(root)
 
+    def test_a_missing_folder_of_pictures_is_named(self, tmp_path):
+        root = make_lsvt(tmp_path, self.entries(2))
+        for folder in root.glob("train_full_images_*"):
+            folder.rename(root / f"moved_{folder.name}")
+        message = r"expected PATH/train_full.*, got no folder of pictures named train_full_images\*"
+        for path in (root, root / "train_full_labels.json"):
+            with pytest.raises(FileNotFoundError, match=message):
+                LSVT(path)
+
     def test_a_folder_without_labels_is_named(self, tmp_path):
         with pytest.raises(
             ValueError, match=r"expected PATH/train_full_labels.*, got no label file"
@@ -190,6 +199,16 @@ class TestIndexOfLSVT:
                 for s in (indexed, plain)
             ]
             assert printable[0] == printable[1]
+
+    @pytest.mark.parametrize("part", ["", "train_full_labels.json"])
+    def test_names_what_is_left_out_from_within_the_folder(self, root, part, monkeypatch):
+        monkeypatch.chdir(root)
+        plain = LSVT(part)
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        assert plain.named == LSVT(part).named
+        assert plain.named[-1].startswith("train_full_labels.json: gt_40: ")
+        here = [f"{root}/{where}" for where in plain.named]
+        assert LSVT(root / part).named == here  # from the same index
 
     def test_is_built_again_when_labels_or_pictures_change(self, root, monkeypatch, capsys):
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)

@@ -380,6 +380,21 @@ class TestSynthText:
         ):
             SynthText(root)
 
+    def test_only_mismatches_are_an_error_that_says_so(self, tmp_path):
+        root = self.make(tmp_path / "st", [["two", "boxes"]] * 3, [BOX] * 3)
+        reasons = f"got 0 altogether; {synthtext.MISMATCHES}: 3; {synthtext.TWICE}: 0"
+        with pytest.raises(ValueError, match=f"{reasons}$"):
+            SynthText(root)
+
+    def test_too_little_memory_is_said(self, tmp_path, monkeypatch):
+        def too_little(*_args, **_options):
+            raise MemoryError
+
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        monkeypatch.setattr("scipy.io.loadmat", too_little)
+        with pytest.raises(ValueError, match=r"gt\.mat: not enough memory .* needs 3\.3 GB$"):
+            SynthText(root)
+
     def test_workers_map_the_index_themselves(self, tmp_path):
         write_synthtext(tmp_path, 12, seed=0, size=64)
         data = Pretraining(SynthText(tmp_path), ALPHABET, 64, 0)
