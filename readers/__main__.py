@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    text = "Read a source through; report its pictures, words, characters, and what it lacks."
+    text = "Read a source through; report its pictures, words, characters, and what is left out."
     check_parser = commands.add_parser("check", help=text, description=text)
     check_parser.add_argument("source", metavar="SOURCE", help=SPECS)
 

@@ -286,7 +286,7 @@ class TestFilesOfAFolder:
         assert held.notes == {NO_PICTURE: 1, MARKED: 3}
         assert held.named == [f"{labels / 'gt_img_803.txt'}: {NO_PICTURE}"]
         report = check(f"icdar2015:{root}").lines
-        assert f"lacking   {NO_PICTURE}: 2" in report
+        assert f"left out  {NO_PICTURE}: 2" in report
         for line in [*train.named, *held.named]:
             assert f"worst     {line}" in report
 
@@ -521,7 +521,7 @@ class TestOutside:
         inside, far = ds.box_corners(2, 2, 20, 9), ds.box_corners(200, 2, 220, 9)
         self.write(tmp_path, [inside, far])
         lines = check(f"jsonl:{tmp_path / 'd.jsonl'}").lines
-        assert f"lacking   {OUTSIDE}: 2" in lines
+        assert f"left out  {OUTSIDE}: 2" in lines
 
     def test_a_tilted_word_keeps_its_quad_and_a_detector_sees_its_visible_part(self, tmp_path):
         """Moving its corners into the picture would bend it, and lose the second one."""
@@ -717,7 +717,7 @@ class TestTotalText:
         label = tmp_path / "txt_format/Train/poly_gt_img1.txt"
         assert source.named == [f"{label}:2: {why}"]
         lines = check(f"totaltext:{tmp_path}").lines
-        assert f"lacking   {why}: 1" in lines and f"worst     {label}:2: {why}" in lines
+        assert f"left out  {why}: 1" in lines and f"worst     {label}:2: {why}" in lines
 
     @pytest.mark.skipif(not CASES.is_dir(), reason="no cases")
     def test_the_cases(self):
@@ -754,8 +754,8 @@ class TestCorners:
             Image.new("RGB", (40, 30)).save(tmp_path / f"{k}.png")
             entries.append({"image": f"{k}.png", "words": ["a"], "quads": [quad.tolist()]})
         lines = check(f"jsonl:{write_lines(tmp_path, entries)}").lines
-        assert f"lacking   {REVERSED}: 1" in lines
-        assert f"lacking   {CROSSED}: 1" in lines
+        assert f"note      {REVERSED}: 1" in lines
+        assert f"note      {CROSSED}: 1" in lines
         assert f"note      {ELSEWHERE}: 1" in lines
         assert f"worst     {tmp_path / '1.png'}: {REVERSED}: 1" in lines
         assert f"worst     {tmp_path / '2.png'}: {CROSSED}: 1" in lines
