@@ -63,15 +63,12 @@ class ICDAR2015(Folder):
                 found[int(match[1])] = path
         return found
 
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return item.heldout
-
     def read_item(self, image: Path, label: Path, heldout: bool) -> Annotation:
         words, quads, ignored, left_out = [], [], [], list[str]()
         for number, line in enumerate(read_lines(label, self.LAYOUT), 1):
             if not line.strip():
                 continue
-            fields = line.rstrip("\r").split(",", 8)  # a transcription may hold commas
+            fields = line.split(",", 8)  # a transcription may hold commas
             try:
                 quad, word = to_quads(fields[:8], 1)[0], fields[8]
             except (ValueError, IndexError):

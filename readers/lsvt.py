@@ -50,7 +50,7 @@ class LSVT(Folder):
     """LSVT's or ArT's training pictures; every tenth one is held out.
 
     The path is a folder, of which all label files are read, or one label file. A text that is
-    marked illegible or "###" is an ignored region. The weak half of LSVT has no regions at all.
+    marked illegible or "###" is an ignored region. The weak part of LSVT has no regions at all.
     """
 
     LAYOUT = (

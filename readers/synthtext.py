@@ -16,7 +16,7 @@ import vlpt
 from data_stub import SPLITS, Sample, Source
 from readers.alphabet import CUT
 from readers.files import is_unreadable, require
-from readers.folder import MARKED
+from readers.folder import MARKED, Annotation, read_sample
 from readers.index import (
     Content,
     Index,
@@ -25,8 +25,6 @@ from readers.index import (
     open_index,
     read_chunks,
 )
-from readers.pictures import open_picture, place_polygons
-from readers.polygons import bounding_quads, split_visible
 
 LAYOUT = (
     "PATH/gt.mat with imnames, txt and wordBB, and its pictures as "
@@ -167,7 +165,6 @@ class SynthText(Source):
         return self.names[start:stop].tobytes().decode()
 
     def read(self, index: int, min_side: int | None = None) -> Sample:
-        picture = open_picture(self.folder / self.name(index), min_side)
         row = range(len(self))[index]
         (_, start, first), (_, stop, last) = self.ends[row : row + 2].tolist()
         words = self.text[start:stop].tobytes().decode().split("\n")[:-1]
@@ -175,20 +172,10 @@ class SynthText(Source):
         quads = np.fromfile(self.table.path, np.float32, 8 * (last - first), offset=offset)
         quads = quads.reshape(-1, 4, 2)
         readable = np.array(words, str) != ""
-        polygons, ignored, notes = place_polygons(
-            quads[readable], quads[~readable], picture, as_shown=False
-        )
-        visible = split_visible(polygons, ignored, *picture.image.size)
+        path = self.folder / self.name(index)
         known = list(filter(None, words))
-        kept = [word for word, inside in zip(known, visible.inside, strict=True) if inside]
-        return Sample(
-            np.array(picture.image),
-            kept,
-            bounding_quads(visible.polygons),
-            len(known) - len(kept),
-            bounding_quads(visible.ignored),
-            notes,
-        )
+        item = Annotation(path, known, quads[readable], (), quads[~readable])
+        return read_sample(item, as_shown=False, min_side=min_side)
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return find_learnable(read_chunks(self.text, self.ends[:, 1:]), alphabet, notes)

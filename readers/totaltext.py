@@ -46,7 +46,7 @@ class TotalText(Folder):
     # An array may be broken into several lines; an entry ends with a bracket that ends its line.
     PATTERN = re.compile(
         r"x: *\[\[([^]]*)]], *y: *\[\[([^]]*)]], *ornt: *\[([^]]*)], *"
-        r"transcriptions: *\[((?:(?!x: *\[).)*?)][ \t\r]*$",
+        r"transcriptions: *\[((?:(?!x: *\[).)*?)][ \t]*$",
         re.DOTALL | re.MULTILINE,
     )
     STRING = r"u?'(?:[^'\\]|\\.)*'|u?\"(?:[^\"\\]|\\.)*\""
@@ -124,6 +124,3 @@ class TotalText(Folder):
         if match := re.fullmatch(r"\s*u?(['\"])(.*)\1\s*", text):  # an apostrophe as in 'It's'
             return [match[2]]
         raise ValueError(f"expected strings, got {text!r}")
-
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return item.heldout

@@ -78,12 +78,12 @@ class TestLSVT:
         assert [polygon.tolist() for polygon in polygons] == [TRIANGLE, CURVE]
         assert check(f"lsvt:{root}").problems == []
 
-    def test_the_weak_half_has_words_and_no_quads(self, tmp_path):
+    def test_the_weak_part_has_words_and_no_quads(self, tmp_path):
         make_lsvt(tmp_path, self.entries(10))
         weak = {f"gt_{k}": [{"transcription": f"weak{k}"}] for k in range(10)}
         root = make_lsvt(tmp_path, weak, "train_weak", 10)
         both = LSVT(root)
-        assert len(both) == 18  # the folder holds both halves
+        assert len(both) == 18  # the folder holds both parts
         alone = LSVT(root / "train_weak_labels.json")
         sample = alone[3]
         assert (len(alone), sample.words, sample.quads) == (9, ["weak3"], None)
@@ -158,7 +158,7 @@ class TestIndexOfLSVT:
 
     @pytest.fixture
     def root(self, tmp_path) -> Path:
-        """Both halves, with all that is left out or odd; "é" and a line break are spelled oddly."""
+        """Both parts, with all that is left out or odd; "é" and a line break are spelled oddly."""
         texts = [region("good"), region("a", illegibility=True), region(""), region("x\ny", CURVE)]
         entries = TestLSVT().entries(12) | {"gt_1": texts, "gt_2": [], "gt_40": [region("gone")]}
         root = make_lsvt(tmp_path / "lsvt", entries)
