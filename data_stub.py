@@ -7,9 +7,9 @@ source that needs no download:
 
     Rendered(size, count, seed)   draws scene-like pictures, any number of them
 
-A rendered picture follows from the seed, its number, the split, the size and the scene. It is the
-same bytes on every machine with the same versions of Pillow and NumPy, because the fonts come from
-pinned packages.
+A rendered picture follows from the seed, its number, the split, the size, the scene and the fonts
+of VLPT_FONTS. Without that variable it is the same bytes on every machine with the same versions of
+Pillow and NumPy, because the fonts come from pinned packages.
 `python -m readers sheet synth sheet.png` shows what is drawn. `training.dataset.Pretraining` turns
 a source into what the model is trained on.
 
@@ -55,6 +55,7 @@ FONTS = (
     "font_lato/files/Lato-Regular.ttf",
     "font_manrope/files/Manrope-Bold.ttf",
 )
+FONT_ENDINGS = (".ttf", ".otf", ".ttc", ".otc")  # of what VLPT_FONTS holds, in capitals or not
 WORDS = """open closed exit enter push pull sale hotel coffee bakery market street avenue road
 station platform bus taxi police fire school library museum theatre cinema parking garage bank
 post office pharmacy doctor clinic hospital bar grill pizza burger noodle sushi tea juice water
@@ -71,7 +72,7 @@ class Sample(NamedTuple):
     """One picture of any source."""
 
     image: np.ndarray  # (H, W, 3) uint8, RGB
-    words: list[str]  # as annotated; may be empty; unreadable words are left out
+    words: list[str]  # as annotated, without unreadable ones; the list may be empty
     quads: np.ndarray | None  # (words, 4, 2) float32 pixels x, y, clockwise from the top left; may
     # reach beyond the picture
     outside: int = 0  # annotated words left out because most of their quad is off the picture
@@ -147,7 +148,8 @@ def font_files(fonts: tuple[str, ...] = FONTS) -> tuple[Path, ...]:
     if folder := os.getenv("VLPT_FONTS"):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"VLPT_FONTS: expected a folder of fonts, got {folder!r}")
-        files += filter(is_font, sorted(Path(folder).rglob("*.[to]tf")))
+        paths = sorted(Path(folder).rglob("*"))
+        files += [path for path in paths if path.suffix.lower() in FONT_ENDINGS and is_font(path)]
     return tuple(files)
 
 
@@ -176,12 +178,7 @@ def find_glyphs(chars: str, fonts: tuple[str, ...]) -> dict[Path, frozenset[str]
 
     Raises: ValueError, which names them, if there are characters that no font has.
     """
-    glyphs = {}
-    for path in font_files(fonts):
-        font = load_font(path, 32)
-        # U+FFFF is never a character: what is drawn for it stands for all that the font lacks.
-        lacking = (picture_of(font, "\uffff"), picture_of(font, " "))
-        glyphs[path] = frozenset(c for c in chars if picture_of(font, c) not in lacking)
+    glyphs = {path: glyphs_of(path, chars) for path in font_files(fonts)}
     missing = set(chars).difference(*glyphs.values())
     if missing:
         shown = "".join(sorted(missing))[:40]
@@ -190,6 +187,14 @@ def find_glyphs(chars: str, fonts: tuple[str, ...]) -> dict[Path, frozenset[str]
             f"has: {shown!r}; set VLPT_FONTS to a folder of fonts that have them"
         )
     return glyphs
+
+
+def glyphs_of(path: Path, chars: str) -> frozenset[str]:
+    """Which of the characters a font file can draw; a blank is none of them."""
+    font = load_font(path, 32)
+    # U+FFFF is never a character: what is drawn for it stands for all that the font lacks.
+    lacking = (picture_of(font, "\uffff"), picture_of(font, " "))
+    return frozenset(c for c in chars if picture_of(font, c) not in lacking)
 
 
 def picture_of(font: ImageFont.FreeTypeFont, char: str) -> tuple[tuple[int, int], bytes]:

@@ -3,7 +3,7 @@
     open_source("icdar2015:PATH", "train")    a `data_stub.Source`
     open_source("synth", "train", 256, 1000)  the renderer of data_stub.py
 
-    synthtext:PATH   gt.mat beside the folders of pictures, of any number
+    synthtext:PATH   gt.mat beside its folders of pictures
     icdar2015:PATH   the training pictures; img_801 .. img_1000 are held out
     totaltext:PATH   its test pictures are held out
     ctw1500:PATH     its test pictures are held out

@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    text = "Read a source through; report its pictures, words, characters, and what it lacks."
+    text = "Read a source through; report its pictures, words, characters, and what is left out."
     check_parser = commands.add_parser("check", help=text, description=text)
     check_parser.add_argument("source", metavar="SOURCE", help=SPECS)
 
@@ -26,9 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = sheet_parser.add_argument
     add("source", metavar="SOURCE", help=SPECS)
     add("out", metavar="OUT.png", type=Path, help="picture to write, PNG or JPEG")
-    add(
-        "--split", choices=SPLITS, default="train", help="half of the data to show (default: train)"
-    )
+    add("--split", choices=SPLITS, default="train", help="split to show (default: train)")
     add("--count", type=int, default=24, help="pictures to show, at most (default: 24)")
     add("--size", type=int, help="side of rendered pictures, pixels (default: 256; digits: 64)")
     add("--seed", type=int, default=0, help="seed of rendered pictures (default: 0)")
@@ -62,9 +60,9 @@ def draw_sheet(args: argparse.Namespace) -> None:
         )
     scene = DIGITS if args.digits else Scene()
     source = open_source(args.source, args.split, size, args.count, args.seed, scene)
-    sheet = contact_sheet(source, args.count, tile=256 if args.source == "synth" else 384)
+    tile = 256 if args.source == "synth" else 384
+    sheet, count = contact_sheet(source, args.count, tile)
     sheet.save(args.out)
-    count = min(args.count, len(source))
     split = {"train": "training", "heldout": "held-out"}[args.split]
     print(f"wrote {args.out}: {count:,} of {len(source):,} {split} pictures of {args.source}")
 

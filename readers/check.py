@@ -1,4 +1,4 @@
-"""What a source holds and what it lacks."""
+"""What a source holds and what is left out of it."""
 
 import math
 from collections import Counter
@@ -9,8 +9,10 @@ from tqdm import tqdm
 import vlpt
 from data_stub import SPLITS, Sample
 from readers import open_source
-from readers.alphabet import PARTLY, count_learnable, read_alphabet
+from readers.alphabet import CUT, PARTLY, count_learnable, read_alphabet
+from readers.pictures import FIT_SHOWN, FIT_STORED, UNDECIDED_SHOWN, UNDECIDED_STORED
 from readers.polygons import counter_clockwise, crossed, starts_elsewhere
+from readers.totaltext import SEVERAL
 
 OUTSIDE = "words mostly outside their picture"
 UNREADABLE = "pictures that cannot be read"
@@ -18,6 +20,9 @@ WORDLESS = "pictures without a usable word"
 CROSSED = "quads whose sides cross"
 REVERSED = "quads that go counter-clockwise"
 ELSEWHERE = "quads that start at another corner than the top left (a turned word has such)"
+# What is odd, but used; everything else that is counted is left out.
+ORIENTED = (FIT_STORED, FIT_SHOWN, UNDECIDED_STORED, UNDECIDED_SHOWN)
+USED = {CROSSED, REVERSED, ELSEWHERE, PARTLY, CUT, SEVERAL, *ORIENTED}
 SHOWN = 10  # pictures, files and lines that are named
 
 
@@ -41,31 +46,29 @@ def check(spec: str) -> Report:
         raise ValueError(f"{root}: expected words that can be read, got none{found}")
     alphabet = vlpt.Alphabet(read_alphabet("data", *sources.values()))
     words = Counter[str]()
-    lacks = Counter[str]()
-    notes = Counter[str]()
+    notes = Counter[str]()  # what is left out or odd
     worst = []  # (-how many faults, which picture has them)
     problems = []
     for split, source in sources.items():
-        lacks += source.notes
-        learnable = source.learnable(alphabet, lacks)
-        lacks[WORDLESS] += int((~learnable).sum())
+        notes += source.notes
+        learnable = source.learnable(alphabet, notes)
+        notes[WORDLESS] += int((~learnable).sum())
         worst += [(-math.inf, line) for line in source.named]
         usable = 0
         for index in tqdm(range(len(source)), split, unit="picture", disable=None, leave=False):
             try:
                 sample = source[index]
             except ValueError as error:
-                lacks[UNREADABLE] += 1
+                notes[UNREADABLE] += 1
                 worst.append((-math.inf, str(error)))
                 continue
             words.update(sample.words)
             notes.update(sample.notes)
             faults = faults_of(sample)
-            notes[ELSEWHERE] += faults.pop(ELSEWHERE)
-            lacks += faults
+            notes += faults
             usable += count_learnable(sample.words, alphabet, faults) > 0
             faults[WORDLESS] = 0 if learnable[index] else 1
-            del faults[PARTLY]  # this is no fault of a picture
+            del faults[PARTLY], faults[ELSEWHERE]  # these are no faults of a picture
             if faults := +faults:
                 listed = ", ".join(f"{what}: {count:d}" for what, count in faults.items())
                 worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
@@ -74,18 +77,19 @@ def check(spec: str) -> Report:
             problems.append(
                 f"{root}: expected {needed} or more usable {split} pictures, got {usable}"
             )
-    counts = Counter(char for word in words.elements() for char in vlpt.normalize_text(word))
-    shown = [f"{char} {count:,}" for char, count in counts.most_common() if char in alphabet.index]
+    chars = Counter(char for word in words.elements() for char in vlpt.normalize_text(word))
+    shown = [f"{char} {count:,}" for char, count in chars.most_common() if char in alphabet.index]
     longest = sorted(words, key=lambda word: (-len(word), word))[:10]
     more = f"  and {len(shown) - 80:,} more" if len(shown) > 80 else ""
     train, heldout = map(len, sources.values())
+    counts = (+notes).most_common()
     lines = [
         f"pictures  {train + heldout:,}, {heldout:,} of them held out",
         f"words     {words.total():,}, {len(words):,} different ones",
         f"alphabet  {len(shown):,} characters: {'  '.join(shown[:80])}{more}",
         "longest   " + "  ".join(word[:60] for word in longest),
-        *(f"lacking   {what}: {count:,}" for what, count in (+lacks).most_common()),
-        *(f"note      {what}: {count:,}" for what, count in (+notes).most_common()),
+        *(f"left out  {what}: {count:,}" for what, count in counts if what not in USED),
+        *(f"note      {what}: {count:,}" for what, count in counts if what in USED),
         *(f"worst     {fault}" for _, fault in sorted(worst)[:SHOWN]),
     ]
     if len(worst) > SHOWN:

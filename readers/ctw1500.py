@@ -45,9 +45,6 @@ class CTW1500(Folder):
             *self.list_folder("test_images", "gt_ctw1500", ".txt", True),
         ]
 
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return item.heldout
-
     def list_folder(self, images: str, labels: str, ending: str, heldout: bool) -> list[Annotation]:
         pictures, texts = dict[int, Path](), dict[int, Path]()
         for folder, found in ((images, pictures), (labels, texts)):
@@ -68,7 +65,7 @@ class CTW1500(Folder):
             raise ValueError(
                 f"{self.root / images}: expected pictures with labels as in {self.LAYOUT}, got none"
             )
-        read = self.read_lines if heldout else self.read_xml
+        read = self.read_txt if heldout else self.read_xml
         return [self.make_item(pictures[n], read(texts[n]), texts[n], heldout) for n in both]
 
     def read_xml(self, label: Path) -> list[tuple[str, str]]:
@@ -81,10 +78,10 @@ class CTW1500(Folder):
                 f"{label}: expected XML of image, box, label and segs, got other content ({error})"
             ) from None
 
-    def read_lines(self, label: Path) -> list[tuple[str, str]]:
+    def read_txt(self, label: Path) -> list[tuple[str, str]]:
         """Numbers and text of each region of a test label: x1,y1,...,x14,y14,####text."""
-        lines = [line.rstrip("\r") for line in read_lines(label, self.LAYOUT) if line.strip()]
-        parts = [line.partition("####") for line in lines]
+        lines = read_lines(label, self.LAYOUT)
+        parts = [line.partition("####") for line in lines if line.strip()]
         return [(numbers.rstrip(", "), text) for numbers, _, text in parts]
 
     def make_item(

@@ -45,17 +45,18 @@ class Annotation(NamedTuple):
     polygons: Polygons | None  # of the words, in pixels; None if it is unknown where they are
     left_out: tuple[str, ...] = ()  # what of its annotation is not here
     ignored: Polygons = np.empty((0, 4, 2), np.float32)  # regions of unreadable text
-    heldout: bool = False  # for data sets that say so themselves
+    heldout: bool | None = None  # for data sets that have their own split
 
 
 class Folder(Source):
-    """Annotated pictures on disk; a subclass lists them all, one in ten is held out.
+    """Annotated pictures on disk; a subclass lists them all.
 
+    One in ten is held out unless the data set has its own split.
     Words of which at most half is in their picture are left out when it is read.
 
     A photograph with an EXIF orientation may have been annotated on its raw pixels or as viewers
-    show it. Where the quads of a picture fit both, it is as with most pictures of the data set
-    that fit only one; if there are none, quads lie on the raw pixels, as in public data sets.
+    show it. If a picture's quads fit both, the majority of the pictures that fit only one decides;
+    without such pictures the raw pixels are assumed, as in public data sets.
     """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
@@ -71,7 +72,7 @@ class Folder(Source):
             raise ValueError(
                 f"{root}: expected at least 2 annotated pictures, got {len(items)}{also}"
             )
-        held = [self.is_heldout(k, item) for k, item in enumerate(items)]
+        held = [k % 10 == 9 if i.heldout is None else i.heldout for k, i in enumerate(items)]
         held[-1] |= not any(held)
         self.as_shown = annotated_as_shown(items)
         self.items: Sequence[Annotation] = [
@@ -91,37 +92,11 @@ class Folder(Source):
         """Count and name something that is in no sample."""
         self.omitted.append((str(where), why, heldout))
 
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return position % 10 == 9
-
     def __len__(self) -> int:
         return len(self.items)
 
-    def open_item(
-        self, item: Annotation, min_side: int | None = None
-    ) -> tuple[Image.Image, Visible, tuple[str, ...]]:
-        """Open a picture whose words have polygons, and find these in it."""
-        assert item.polygons is not None
-        picture = open_picture(item.path, min_side)
-        polygons, ignored, notes = place_polygons(
-            item.polygons, item.ignored, picture, self.as_shown
-        )
-        return picture.image, split_visible(polygons, ignored, *picture.image.size), notes
-
     def read(self, index: int, min_side: int | None = None) -> Sample:
-        item = self.items[index]
-        if item.polygons is None:
-            return Sample(np.array(open_picture(item.path, min_side).image), item.words, None)
-        image, visible, notes = self.open_item(item, min_side)
-        words = [word for word, kept in zip(item.words, visible.inside, strict=True) if kept]
-        return Sample(
-            np.array(image),
-            words,
-            bounding_quads(visible.polygons),
-            len(item.words) - len(words),
-            bounding_quads(visible.ignored),
-            notes,
-        )
+        return read_sample(self.items[index], self.as_shown, min_side)
 
     def read_polygons(self, index: int) -> DetectionSample:
         """Read a picture for a detector, with polygons of any number of points.
@@ -131,12 +106,13 @@ class Folder(Source):
         item = self.items[index]
         if item.polygons is None:
             raise ValueError(f"{item.path}: expected a quad for each word, got none")
-        image, visible, _ = self.open_item(item)
+        image, visible, _ = open_annotated(item, self.as_shown)
         polygons = [*visible.polygons, *visible.ignored]
         return DetectionSample(image, polygons, np.arange(len(polygons)) >= len(visible.polygons))
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return np.array([count_learnable(i.words, alphabet, notes) > 0 for i in self.items])
+        found = [count_learnable(item.words, alphabet, notes) > 0 for item in self.items]
+        return np.array(found, bool)
 
     def characters(self) -> Counter[str]:
         words = (word for item in self.items for word in item.words)
@@ -144,6 +120,35 @@ class Folder(Source):
 
     def name(self, index: int) -> str:
         return str(self.items[index].path)
+
+
+def open_annotated(
+    item: Annotation, as_shown: bool, min_side: int | None = None
+) -> tuple[Image.Image, Visible, tuple[str, ...]]:
+    """Open a picture whose words have polygons, and find these in it.
+
+    Args: as_shown: as of `readers.pictures.place_polygons`.
+    """
+    assert item.polygons is not None
+    picture = open_picture(item.path, min_side)
+    polygons, ignored, notes = place_polygons(item.polygons, item.ignored, picture, as_shown)
+    return picture.image, split_visible(polygons, ignored, *picture.image.size), notes
+
+
+def read_sample(item: Annotation, as_shown: bool, min_side: int | None = None) -> Sample:
+    """Read a picture with the words that are in it, see `open_annotated`."""
+    if item.polygons is None:
+        return Sample(np.array(open_picture(item.path, min_side).image), item.words, None)
+    image, visible, notes = open_annotated(item, as_shown, min_side)
+    words = [word for word, kept in zip(item.words, visible.inside, strict=True) if kept]
+    return Sample(
+        np.array(image),
+        words,
+        bounding_quads(visible.polygons),
+        len(item.words) - len(words),
+        bounding_quads(visible.ignored),
+        notes,
+    )
 
 
 def annotated_as_shown(items: Sequence[Annotation]) -> bool:

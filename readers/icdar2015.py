@@ -12,6 +12,7 @@ from readers.folder import (
     MARKED,
     NO_LABEL,
     NO_PICTURE,
+    NO_TEXT,
     OTHER_NAMES,
     SAME_NAME,
     Annotation,
@@ -27,7 +28,7 @@ FIRST_HELDOUT = 801
 class ICDAR2015(Folder):
     """The 1,000 training pictures; img_801 and later are held out.
 
-    A word that is marked "###" (unreadable) is in `Sample.ignored` instead of `Sample.words`.
+    A word that is marked "###" (unreadable) is an ignored region, and so is an empty one.
     """
 
     LAYOUT = (
@@ -62,26 +63,23 @@ class ICDAR2015(Folder):
                 found[int(match[1])] = path
         return found
 
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return item.heldout
-
     def read_item(self, image: Path, label: Path, heldout: bool) -> Annotation:
-        words, quads, ignored = [], [], []
+        words, quads, ignored, left_out = [], [], [], list[str]()
         for number, line in enumerate(read_lines(label, self.LAYOUT), 1):
             if not line.strip():
                 continue
-            fields = line.rstrip("\r").split(",", 8)  # a transcription may hold commas
+            fields = line.split(",", 8)  # a transcription may hold commas
             try:
                 quad, word = to_quads(fields[:8], 1)[0], fields[8]
             except (ValueError, IndexError):
                 raise ValueError(
                     f"{label}:{number}: expected x1,y1,x2,y2,x3,y3,x4,y4,text, got {line!r}"
                 ) from None
-            if is_unreadable(word):
+            if is_unreadable(word) or not word.strip():
+                left_out.append(MARKED if word.strip() else NO_TEXT)
                 ignored.append(quad)
             else:
                 words.append(word)
                 quads.append(quad)
-        left_out = (MARKED,) * len(ignored)
-        regions = to_quads(ignored, len(ignored))
-        return Annotation(image, words, to_quads(quads, len(words)), left_out, regions, heldout)
+        polygons, regions = to_quads(quads, len(quads)), to_quads(ignored, len(ignored))
+        return Annotation(image, words, polygons, tuple(left_out), regions, heldout)

@@ -1,8 +1,9 @@
 """Indexes: what is needed of a large annotation, in one file that all processes map into memory.
 
-Reading the annotation of SynthText or LSVT takes long and much memory. So it is read once, and what
-is needed of it is written to an index beside it. Later starts and all worker processes map this
-file. An index knows of which annotation it is, and one of another annotation is built again.
+Reading the annotation of SynthText or LSVT takes long and much memory. So SynthText's is read once
+and LSVT's once per split, and what is needed of it is written to an index beside it. Later starts
+and all worker processes map this file. An index stores the size and time of its annotation, and is
+rebuilt when they change.
 """
 
 import json
@@ -29,7 +30,8 @@ MAGIC = b"vlpt-ix3"  # the last character is the format's version
 class Index(NamedTuple):
     """An index file: the magic bytes, the length of the header, the header as JSON, the arrays.
 
-    Each of these parts fills whole words of 8 bytes.
+    Each of these parts fills whole words of 8 bytes. The rows of the array `ends` say how much of
+    the other arrays comes before each picture.
     """
 
     path: Path
@@ -100,9 +102,9 @@ def read_index(path: Path, key: list[Any]) -> Index:
         offset += -(-size // 8) * 8
     if offset != len(data):
         raise wrong
-    for name, array in arrays.items():
-        if name == "ends" and (array[0].any() or (np.diff(array, axis=0) < 0).any()):
-            raise wrong
+    ends = arrays["ends"]
+    if ends[0].any() or (np.diff(ends, axis=0) < 0).any():
+        raise wrong
     return Index(path, head["about"], arrays, offsets)
 
 

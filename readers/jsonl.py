@@ -4,8 +4,8 @@
 
 Image paths are relative to the file. "quads" may be missing: pre-training needs only the words.
 Several lines may name the same picture, which then has the words of all of them. A word that is
-marked "###" (unreadable) is not learned; its quad, if there is one, is a region that a detector
-ignores.
+marked "###" (unreadable) or empty is not learned; its quad, if there is one, is a region that a
+detector ignores.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from readers.files import is_unreadable, read_lines
-from readers.folder import MARKED, Annotation, Folder
+from readers.folder import MARKED, NO_TEXT, Annotation, Folder
 from readers.polygons import to_quads
 
 REPEATED = "words annotated more than once in the same place"
@@ -51,28 +51,35 @@ class JsonLines(Folder):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise TypeError("words is not a list of strings")
         "".join([entry["image"], *words]).encode()  # fails for half a surrogate pair
-        path = Path(os.path.normpath(self.root.parent / entry["image"]))
-        return path, words, None if quads is None else to_quads(quads, len(words))
+        path = Path(os.path.abspath(self.root.parent / entry["image"]))
+        if quads is None:
+            return path, words, None
+        shape = np.shape(quads)
+        if shape != ((len(words), 4, 2) if words else (0,)):
+            raise ValueError(f"quads: expected {len(words)} of four [x, y], got shape {shape}")
+        return path, words, to_quads(quads, len(words))
 
 
 def merge_entries(path: Path, lines: list[tuple[list[str], np.ndarray | None]]) -> Annotation:
     """One annotation of all lines that name a picture."""
     all_words = [word for words, _ in lines for word in words]
-    marked = np.array([is_unreadable(word) for word in all_words], bool)
-    left_out = [MARKED] * int(marked.sum())
     quads = [quads for words, quads in lines if quads is not None]
     if len(quads) < sum(bool(words) or quads is not None for words, quads in lines):
-        left_out += [SOME_QUADS] * bool(quads)
-        words = [word for word, skip in zip(all_words, marked, strict=True) if not skip]
+        words = [word for word in all_words if not is_unreadable(word)]
+        left_out = [MARKED] * (len(all_words) - len(words)) + [SOME_QUADS] * bool(quads)
         return Annotation(path, words, None, tuple(left_out))
-    if not quads:
-        return Annotation(path, [], None)
-    corners = np.concatenate(quads)
+    corners = np.concatenate([np.empty((0, 4, 2), np.float32), *quads])
     first = dict[tuple[str, bytes], int]()
     for k, (word, quad) in enumerate(zip(all_words, corners, strict=True)):
         first.setdefault((word, quad.tobytes()), k)
-    kept = np.array(list(first.values()), int)
-    left_out = [MARKED] * int(marked[kept].sum()) + [REPEATED] * (len(all_words) - len(kept))
-    words = [all_words[k] for k in kept if not marked[k]]
-    unmarked, regions = kept[~marked[kept]], kept[marked[kept]]
-    return Annotation(path, words, corners[unmarked], tuple(left_out), corners[regions])
+    left_out = [REPEATED] * (len(all_words) - len(first))
+    kept, ignored = list[int](), list[int]()
+    for k in first.values():
+        word = all_words[k]
+        if is_unreadable(word) or not word.strip():
+            left_out.append(MARKED if word.strip() else NO_TEXT)
+            ignored.append(k)
+        else:
+            kept.append(k)
+    words = [all_words[k] for k in kept]
+    return Annotation(path, words, corners[kept], tuple(left_out), corners[ignored])

@@ -50,7 +50,7 @@ class LSVT(Folder):
     """LSVT's or ArT's training pictures; every tenth one is held out.
 
     The path is a folder, of which all label files are read, or one label file. A text that is
-    marked illegible or "###" is an ignored region. The weak half of LSVT has no regions at all.
+    marked illegible or "###" is an ignored region. The weak part of LSVT has no regions at all.
     """
 
     LAYOUT = (
@@ -74,17 +74,18 @@ class LSVT(Folder):
             [folder.name, folder.stat().st_mtime_ns] for folder in folders
         ]  # a file more or less
         base = self.root / "lsvt" if self.root.is_dir() else self.root
+        self.prefix = str(base.parent / "_")[:-1]  # of a path in it, which is none in "."
         self.table = open_index(base.with_name(f"{base.name}.{split}"), key, self.read_annotation)
         self.items = IndexedAnnotations(self.table, base.parent)
         self.as_shown = self.table.about["as_shown"]
         self.notes = Counter(self.table.about["notes"])
-        self.named = [f"{base.parent}{where}" for where in self.table.about["named"]]
+        self.named = [f"{self.prefix}{where}" for where in self.table.about["named"]]
 
     def read_annotation(self) -> Content:
         """Read all labels for the index."""
         super().__init__(self.root, self.split)
         folder = self.root if self.root.is_dir() else self.root.parent
-        named = [where.removeprefix(str(folder)) for where in self.named]  # it may be moved
+        named = [where.removeprefix(self.prefix) for where in self.named]  # it may be moved
         about = {"as_shown": self.as_shown, "notes": self.notes, "named": named}
         return about, pack_annotations(self.items, folder)
 
@@ -112,11 +113,20 @@ class LSVT(Folder):
 
     def list_folders(self, label: Path) -> list[Path]:
         """The folders of a label file's pictures."""
-        folders = label.parent.glob(label.stem.replace("labels", "images") + "*")
-        return sorted(filter(Path.is_dir, folders))
+        return sorted(filter(Path.is_dir, label.parent.glob(f"{self.name_folders(label)}*")))
+
+    def name_folders(self, label: Path) -> str:
+        """What the names of the folders of a label file's pictures begin with."""
+        return label.stem.replace("labels", "images")
 
     def list_items(self) -> list[Annotation]:
-        return [item for path in self.list_labels() for item in self.read_labels(path)]
+        labels = self.list_labels()
+        if not any(map(self.list_folders, labels)):
+            folders = ", ".join(f"{self.name_folders(label)}*" for label in labels)
+            raise FileNotFoundError(
+                f"{self.root}: expected {self.LAYOUT}, got no folder of pictures named {folders}"
+            )
+        return [item for path in labels for item in self.read_labels(path)]
 
     def read_labels(self, path: Path) -> Iterator[Annotation]:
         """All pictures of a label file, in its order."""

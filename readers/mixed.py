@@ -10,9 +10,9 @@ from data_stub import Sample, Source
 
 
 class Mixed(Source):
-    """The pictures of several sources, each as often as the others, spread evenly over the whole.
+    """The pictures of several sources, each once, interleaved in proportion to the sources' sizes.
 
-    So the first pictures, on which a run is evaluated, are of all sources, by their sizes.
+    A run is evaluated on the first held-out pictures, so these come from every source.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source]) -> None:

@@ -5,7 +5,8 @@ Whatever a file holds becomes 8 bits of red, green and blue:
 - What is transparent is seen on a white ground: black letters on a transparent ground are black on
   white, and white ones are lost.
 - 16 bits a pixel are scaled from 0..65535. Numbers of 32 bits do not say what white is; it is the
-  least of 1 (for fractions only), 255, 65535 and 2^32 - 1 that no pixel exceeds.
+  least of these that no pixel exceeds. Fractions: 1, 255 or 65535, else the brightest pixel. Whole
+  numbers: 255, 65535 or 2^32 - 1.
 - A photograph is turned as its EXIF data says, and as viewers show it.
 """
 

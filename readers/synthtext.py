@@ -16,7 +16,7 @@ import vlpt
 from data_stub import SPLITS, Sample, Source
 from readers.alphabet import CUT
 from readers.files import is_unreadable, require
-from readers.folder import MARKED
+from readers.folder import MARKED, Annotation, read_sample
 from readers.index import (
     Content,
     Index,
@@ -25,15 +25,13 @@ from readers.index import (
     open_index,
     read_chunks,
 )
-from readers.pictures import open_picture, place_polygons
-from readers.polygons import bounding_quads, split_visible
 
 LAYOUT = (
     "PATH/gt.mat with imnames, txt and wordBB, and its pictures as "
     "PATH/8/ballet_106_0.jpg or PATH/all_images/8/ballet_106_0.jpg"
 )
-MISMATCHES = "pictures with another number of quads than words"
-TWICE = "pictures that gt.mat lists once more"
+MISMATCHES = "pictures whose numbers of quads and words differ"
+TWICE = "repeated entries of a picture in gt.mat"
 
 
 def open_table(root: Path) -> Index:
@@ -55,9 +53,9 @@ def open_table(root: Path) -> Index:
 
 
 def require_whole(gt: Path) -> None:
-    """Check that the parts of a MATLAB file fill it exactly, as none does that was cut off.
+    """Check that the elements of a MATLAB file add up to its size.
 
-    SciPy checks no sizes: a file of which some bytes are missing may end the process.
+    SciPy does not check this, and a truncated file can crash the interpreter.
     """
     size = gt.stat().st_size
     with gt.open("rb") as file:
@@ -105,11 +103,17 @@ def read_annotation(gt: Path) -> Content:
             names.append(path)
             texts.append("".join(word[: vlpt.MAX_CHARS] + "\n" for word in words).encode())
             boxes.append(quads)
+    except MemoryError:
+        raise ValueError(f"{gt}: not enough memory to read it; SynthText's needs 3.3 GB") from None
     except Exception as error:  # scipy raises whatever it stumbles over
         raise ValueError(f"{gt}: not SynthText's gt.mat ({error!r}); expected {LAYOUT}") from None
     if min(count["train"], count["heldout"]) < 1:
+        mismatches, twice = (
+            sum(count[f"{k}_{s}"] for s in SPLITS) for k in ("mismatches", "twice")
+        )
         raise ValueError(
-            f"{gt}: expected annotated pictures in both splits, got {len(names)} altogether"
+            f"{gt}: expected annotated pictures in both splits, got {len(names)} altogether; "
+            f"{MISMATCHES}: {mismatches:,}; {TWICE}: {twice:,}"
         )
     lengths = [(len(n), len(t), len(b)) for n, t, b in zip(names, texts, boxes[1:], strict=True)]
     ends = np.cumsum([(0, 0, 0), *lengths], axis=0, dtype=np.int64)
@@ -161,7 +165,6 @@ class SynthText(Source):
         return self.names[start:stop].tobytes().decode()
 
     def read(self, index: int, min_side: int | None = None) -> Sample:
-        picture = open_picture(self.folder / self.name(index), min_side)
         row = range(len(self))[index]
         (_, start, first), (_, stop, last) = self.ends[row : row + 2].tolist()
         words = self.text[start:stop].tobytes().decode().split("\n")[:-1]
@@ -169,20 +172,10 @@ class SynthText(Source):
         quads = np.fromfile(self.table.path, np.float32, 8 * (last - first), offset=offset)
         quads = quads.reshape(-1, 4, 2)
         readable = np.array(words, str) != ""
-        polygons, ignored, notes = place_polygons(
-            quads[readable], quads[~readable], picture, as_shown=False
-        )
-        visible = split_visible(polygons, ignored, *picture.image.size)
+        path = self.folder / self.name(index)
         known = list(filter(None, words))
-        kept = [word for word, inside in zip(known, visible.inside, strict=True) if inside]
-        return Sample(
-            np.array(picture.image),
-            kept,
-            bounding_quads(visible.polygons),
-            len(known) - len(kept),
-            bounding_quads(visible.ignored),
-            notes,
-        )
+        item = Annotation(path, known, quads[readable], (), quads[~readable])
+        return read_sample(item, as_shown=False, min_side=min_side)
 
     def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
         return find_learnable(read_chunks(self.text, self.ends[:, 1:]), alphabet, notes)

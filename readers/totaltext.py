@@ -46,7 +46,7 @@ class TotalText(Folder):
     # An array may be broken into several lines; an entry ends with a bracket that ends its line.
     PATTERN = re.compile(
         r"x: *\[\[([^]]*)]], *y: *\[\[([^]]*)]], *ornt: *\[([^]]*)], *"
-        r"transcriptions: *\[((?:(?!x: *\[).)*?)][ \t\r]*$",
+        r"transcriptions: *\[((?:(?!x: *\[).)*?)][ \t]*$",
         re.DOTALL | re.MULTILINE,
     )
     STRING = r"u?'(?:[^'\\]|\\.)*'|u?\"(?:[^\"\\]|\\.)*\""
@@ -97,7 +97,7 @@ class TotalText(Folder):
                     continue
                 polygon = to_polygon(list(zip(x, y, strict=True)))
                 strings = self.read_strings(match[4])
-            except ValueError:
+            except (ValueError, SyntaxError):
                 self.leave_out(where, BAD_LINES, heldout)
                 continue
             word = " ".join(strings)
@@ -118,12 +118,9 @@ class TotalText(Folder):
         return Annotation(image, words, polygons, tuple(left_out), ignored, heldout)
 
     def read_strings(self, text: str) -> list[str]:
-        """The strings of a list in Python's spelling. Raises: ValueError."""
+        """The strings of a list in Python's spelling. Raises: ValueError, SyntaxError."""
         if re.fullmatch(rf"(?:[\s,]*(?:{self.STRING}))*[\s,]*", text, re.DOTALL):
             return [ast.literal_eval(string) for string in re.findall(self.STRING, text)]
         if match := re.fullmatch(r"\s*u?(['\"])(.*)\1\s*", text):  # an apostrophe as in 'It's'
             return [match[2]]
         raise ValueError(f"expected strings, got {text!r}")
-
-    def is_heldout(self, position: int, item: Annotation) -> bool:
-        return item.heldout

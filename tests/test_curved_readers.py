@@ -78,12 +78,12 @@ class TestLSVT:
         assert [polygon.tolist() for polygon in polygons] == [TRIANGLE, CURVE]
         assert check(f"lsvt:{root}").problems == []
 
-    def test_the_weak_half_has_words_and_no_quads(self, tmp_path):
+    def test_the_weak_part_has_words_and_no_quads(self, tmp_path):
         make_lsvt(tmp_path, self.entries(10))
         weak = {f"gt_{k}": [{"transcription": f"weak{k}"}] for k in range(10)}
         root = make_lsvt(tmp_path, weak, "train_weak", 10)
         both = LSVT(root)
-        assert len(both) == 18  # the folder holds both halves
+        assert len(both) == 18  # the folder holds both parts
         alone = LSVT(root / "train_weak_labels.json")
         sample = alone[3]
         assert (len(alone), sample.words, sample.quads) == (9, ["weak3"], None)
@@ -133,6 +133,15 @@ class TestLSVT:
         with pytest.raises(ValueError, match=r"train_full_labels\.json: expected \{\"gt_0\""):
             LSVT(root)
 
+    def test_a_missing_folder_of_pictures_is_named(self, tmp_path):
+        root = make_lsvt(tmp_path, self.entries(2))
+        for folder in root.glob("train_full_images_*"):
+            folder.rename(root / f"moved_{folder.name}")
+        message = r"expected PATH/train_full.*, got no folder of pictures named train_full_images\*"
+        for path in (root, root / "train_full_labels.json"):
+            with pytest.raises(FileNotFoundError, match=message):
+                LSVT(path)
+
     def test_a_folder_without_labels_is_named(self, tmp_path):
         with pytest.raises(
             ValueError, match=r"expected PATH/train_full_labels.*, got no label file"
@@ -149,7 +158,7 @@ class TestIndexOfLSVT:
 
     @pytest.fixture
     def root(self, tmp_path) -> Path:
-        """Both halves, with all that is left out or odd; "é" and a line break are spelled oddly."""
+        """Both parts, with all that is left out or odd; "é" and a line break are spelled oddly."""
         texts = [region("good"), region("a", illegibility=True), region(""), region("x\ny", CURVE)]
         entries = TestLSVT().entries(12) | {"gt_1": texts, "gt_2": [], "gt_40": [region("gone")]}
         root = make_lsvt(tmp_path / "lsvt", entries)
@@ -190,6 +199,16 @@ class TestIndexOfLSVT:
                 for s in (indexed, plain)
             ]
             assert printable[0] == printable[1]
+
+    @pytest.mark.parametrize("part", ["", "train_full_labels.json"])
+    def test_names_what_is_left_out_from_within_the_folder(self, root, part, monkeypatch):
+        monkeypatch.chdir(root)
+        plain = LSVT(part)
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        assert plain.named == LSVT(part).named
+        assert plain.named[-1].startswith("train_full_labels.json: gt_40: ")
+        here = [f"{root}/{where}" for where in plain.named]
+        assert LSVT(root / part).named == here  # from the same index
 
     def test_is_built_again_when_labels_or_pictures_change(self, root, monkeypatch, capsys):
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)

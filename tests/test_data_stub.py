@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fontTools.ttLib import TTFont
+from fontTools.ttLib import TTCollection, TTFont
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -264,6 +264,19 @@ class TestFonts:
         for name in ("._good.ttf", "link.ttf", "cut.otf", "folder.ttf"):
             assert f"warning: {own_fonts / name} is skipped, as it is no readable font" in said
         assert ds.render(0, 0, 64).words
+
+    def test_fonts_of_any_ending_are_added_in_capitals_or_not(self, own_fonts):
+        packaged = ds.font_files()
+        collection = TTCollection()
+        collection.fonts = [TTFont(packaged[0])]
+        for name in ("COLLECTION.TTC", "collection.otc"):
+            collection.save(own_fonts / name)
+        for name in ("ARIAL.TTF", "a.OTF", "b.Ttf"):
+            (own_fonts / name).write_bytes(packaged[0].read_bytes())
+        (own_fonts / "licence.txt").write_text("no font, and not mentioned")
+        ds.font_files.cache_clear()
+        added = [path.name for path in ds.font_files()[len(packaged) :]]
+        assert added == ["ARIAL.TTF", "COLLECTION.TTC", "a.OTF", "b.Ttf", "collection.otc"]
 
     def test_a_folder_of_fonts_that_is_missing_is_named(self, own_fonts, monkeypatch):
         monkeypatch.setenv("VLPT_FONTS", str(own_fonts / "nowhere"))

@@ -54,6 +54,7 @@ from training.dataset import Pretraining, collate
 ROOT = Path(ds.__file__).parent
 CASES = ROOT / "../shared/cases"
 ALPHABET = vlpt.Alphabet(vlpt.PRINTABLE)
+NOT_PYTHON = "x: [[1 9 9]], y: [[1 1 9]], ornt: [u'h'], transcriptions: [u'%s']"
 RAMP = np.linspace(0, 65535, 64 * 4).reshape(4, 64).round()
 
 
@@ -285,7 +286,7 @@ class TestFilesOfAFolder:
         assert held.notes == {NO_PICTURE: 1, MARKED: 3}
         assert held.named == [f"{labels / 'gt_img_803.txt'}: {NO_PICTURE}"]
         report = check(f"icdar2015:{root}").lines
-        assert f"lacking   {NO_PICTURE}: 2" in report
+        assert f"left out  {NO_PICTURE}: 2" in report
         for line in [*train.named, *held.named]:
             assert f"worst     {line}" in report
 
@@ -366,8 +367,8 @@ class TestUnreadable:
         assert not any(map(is_unreadable, ("#", "##", "####", "*", "", "###a", "# # #")))
         assert is_unreadable(" # ", TotalText.MARKERS)
 
-    def words(self, tmp_path: Path, word: str) -> list[ds.Source]:
-        """The same two pictures in every layout: a word, and one that is marked unreadable."""
+    def words(self, tmp_path: Path, word: str, synthtext: bool = True) -> list[ds.Source]:
+        """The same two pictures in every layout: "EXIT" and another word."""
         quads = [ds.box_corners(2, 2, 20, 9), ds.box_corners(2, 12, 20, 19)]
         texts = [",".join(str(int(x)) for x in quad.ravel()) for quad in quads]
         root = make_icdar(tmp_path / "ic", (1, 801))
@@ -387,15 +388,14 @@ class TestUnreadable:
             + word
             + "']\n",
         )
-        boxes = [np.float32(quads).transpose(2, 1, 0)] * 2
-        st_root = test_readers.TestSynthText().make(tmp_path / "st", [["EXIT", word]] * 2, boxes)
-        return [
-            ICDAR2015(root),
-            JsonLines(path),
-            TotalText(tt),
-            SynthText(st_root),
-            JsonLines(bare),
-        ]
+        sources = [ICDAR2015(root), JsonLines(path), TotalText(tt), JsonLines(bare)]
+        if synthtext:
+            boxes = [np.float32(quads).transpose(2, 1, 0)] * 2
+            words = [["EXIT", word]] * 2
+            sources.append(
+                SynthText(test_readers.TestSynthText().make(tmp_path / "st", words, boxes))
+            )
+        return sources
 
     @pytest.mark.parametrize("word", ["###", " ### "])
     def test_every_reader_has_the_same_notion_of_it(self, tmp_path, word):
@@ -410,9 +410,18 @@ class TestUnreadable:
             if sample.quads is not None:
                 assert sample.ignored[:, 0].tolist() == [[2, 12]]
 
-    def test_a_detector_ignores_the_region(self, tmp_path):
-        self.words(tmp_path, "###")
-        for spec in ("icdar2015:ic", "jsonl:d.jsonl", "totaltext:tt", "synthtext:st"):
+    @pytest.mark.parametrize("word", ["", "  "])
+    def test_an_empty_transcription_is_an_ignored_region(self, tmp_path, word):
+        for source in self.words(tmp_path, word, synthtext=False)[:3]:
+            assert source[0].words == ["EXIT"], source
+            assert source[0].ignored[:, 0].tolist() == [[2, 12]]
+            assert source.notes == {NO_TEXT: len(source)}
+
+    @pytest.mark.parametrize("word", ["###", ""])
+    def test_a_detector_ignores_the_region(self, tmp_path, word):
+        self.words(tmp_path, word, synthtext=bool(word))
+        specs = ["icdar2015:ic", "jsonl:d.jsonl", "totaltext:tt"]
+        for spec in [*specs, "synthtext:st"] if word else specs:  # SynthText has no empty words
             kind, name = spec.split(":")
             sample = open_detection(f"{kind}:{tmp_path / name}", "train")[0]
             assert sample.ignored.tolist() == [False, True]
@@ -512,7 +521,7 @@ class TestOutside:
         inside, far = ds.box_corners(2, 2, 20, 9), ds.box_corners(200, 2, 220, 9)
         self.write(tmp_path, [inside, far])
         lines = check(f"jsonl:{tmp_path / 'd.jsonl'}").lines
-        assert f"lacking   {OUTSIDE}: 2" in lines
+        assert f"left out  {OUTSIDE}: 2" in lines
 
     def test_a_tilted_word_keeps_its_quad_and_a_detector_sees_its_visible_part(self, tmp_path):
         """Moving its corners into the picture would bend it, and lose the second one."""
@@ -580,6 +589,22 @@ class TestSamePicture:
         assert held[0].words == [f"w9{j}" for j in range(5)]
         assert held[0].quads[:, 0, 1].tolist() == [0, 10, 20, 30, 40]
         assert not {train.name(k) for k in range(11)} & {held.name(0)}
+
+    def test_an_absolute_path_names_the_same_picture(self, tmp_path, monkeypatch):
+        path = self.lines(tmp_path, 12)
+        last = {"image": str(tmp_path / "9.png"), "words": ["last"]}
+        path.write_text(path.read_text() + "\n" + json.dumps(last))
+        monkeypatch.chdir(tmp_path)
+        train, held = (JsonLines("d.jsonl", split) for split in ds.SPLITS)
+        assert (len(train), held.items[0].words[-1]) == (11, "last")
+
+    def test_a_picture_without_words_needs_no_quads(self, tmp_path):
+        path = self.lines(tmp_path, 2)
+        Image.new("RGB", (9, 9)).save(tmp_path / "empty.png")
+        line = json.dumps({"image": "empty.png", "words": []})
+        path.write_text(line + "\n" + path.read_text())
+        assert open_detection(f"jsonl:{path}", "train")[0].polygons == []
+        assert JsonLines(path)[0].quads.shape == (0, 4, 2)
 
     def test_lines_of_other_pictures_in_between_change_nothing(self, tmp_path):
         path = self.lines(tmp_path, 12)
@@ -680,6 +705,10 @@ class TestTotalText:
             ("x: [[1 2 3]], y: [[1 2 3]], ornt: [u'c'], transcriptions: [u'a'", BAD_LINES),
             ("x: [[1 2 3]], y: [[1 2 3]], ornt: [u'c'], transcriptions: [a]", BAD_LINES),
             ("10,10,50,10,word", BAD_LINES),
+            (NOT_PYTHON % r"C:\Users", BAD_LINES),
+            (NOT_PYTHON % r"\N{X}", BAD_LINES),
+            (NOT_PYTHON % "a\nb", BAD_LINES),
+            (NOT_PYTHON % "a\0b", BAD_LINES),
         ],
     )
     def test_a_bad_line_costs_itself_only_and_is_named(self, tmp_path, line, why):
@@ -688,7 +717,7 @@ class TestTotalText:
         label = tmp_path / "txt_format/Train/poly_gt_img1.txt"
         assert source.named == [f"{label}:2: {why}"]
         lines = check(f"totaltext:{tmp_path}").lines
-        assert f"lacking   {why}: 1" in lines and f"worst     {label}:2: {why}" in lines
+        assert f"left out  {why}: 1" in lines and f"worst     {label}:2: {why}" in lines
 
     @pytest.mark.skipif(not CASES.is_dir(), reason="no cases")
     def test_the_cases(self):
@@ -725,8 +754,8 @@ class TestCorners:
             Image.new("RGB", (40, 30)).save(tmp_path / f"{k}.png")
             entries.append({"image": f"{k}.png", "words": ["a"], "quads": [quad.tolist()]})
         lines = check(f"jsonl:{write_lines(tmp_path, entries)}").lines
-        assert f"lacking   {REVERSED}: 1" in lines
-        assert f"lacking   {CROSSED}: 1" in lines
+        assert f"note      {REVERSED}: 1" in lines
+        assert f"note      {CROSSED}: 1" in lines
         assert f"note      {ELSEWHERE}: 1" in lines
         assert f"worst     {tmp_path / '1.png'}: {REVERSED}: 1" in lines
         assert f"worst     {tmp_path / '2.png'}: {CROSSED}: 1" in lines

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from torch.utils.data import DataLoader
 
 import data_stub as ds
@@ -32,6 +32,7 @@ from readers.check import OUTSIDE, check
 from readers.detection import DetectionSample, FromSource, open_detection
 from readers.folder import MARKED
 from readers.pictures import open_image
+from readers.sheet import caption_font
 from readers.totaltext import TotalText
 from training.dataset import Pretraining, collate
 
@@ -122,6 +123,13 @@ class TestFolders:
             {"words marked unreadable": 2},
         )
 
+    def test_icdar_without_training_pictures_is_named(self, tmp_path, capsys):
+        self.make_icdar(tmp_path, [801, 802])
+        said = fails(capsys, "check", f"icdar2015:{tmp_path}")
+        assert said.endswith(f"{tmp_path}: expected 1 or more usable train pictures, got 0")
+        said = fails(capsys, "sheet", f"icdar2015:{tmp_path}", str(tmp_path / "s.png"))
+        assert said.endswith(f"{tmp_path}: expected readable pictures in this split, got none")
+
     @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
     def test_icdar_itself(self):
         train, held = (ICDAR2015(REAL, split) for split in ds.SPLITS)
@@ -163,6 +171,24 @@ class TestFolders:
         good = '{"image": "a.png", "words": ["a"]}\n'
         (tmp_path / "d.jsonl").write_text(good + line + "\n")
         with pytest.raises(ValueError, match=r"d\.jsonl:2: expected \{\"image\": path"):
+            JsonLines(tmp_path / "d.jsonl")
+
+    @pytest.mark.parametrize(
+        "quads",
+        [
+            np.arange(8).reshape(1, 2, 4),
+            np.arange(8).reshape(2, 2, 2),
+            np.arange(8).reshape(1, 8),
+            np.arange(8),
+            [],
+        ],
+    )
+    def test_quads_of_another_shape_are_named(self, tmp_path, quads):
+        quads = np.asarray(quads)
+        lines = [{"image": "a.png", "words": ["a"], "quads": quads.tolist()}]
+        (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        message = f"quads: expected 1 of four [x, y], got shape {quads.shape}"
+        with pytest.raises(ValueError, match=rf"d\.jsonl:1: .*{re.escape(message)}"):
             JsonLines(tmp_path / "d.jsonl")
 
     @pytest.mark.parametrize("text", ["", '{"image": "a.png", "words": ["a"]}\n'])
@@ -352,6 +378,21 @@ class TestSynthText:
         with pytest.raises(
             ValueError, match=r"gt\.mat: expected annotated pictures in both splits, got 1"
         ):
+            SynthText(root)
+
+    def test_only_mismatches_are_an_error_that_says_so(self, tmp_path):
+        root = self.make(tmp_path / "st", [["two", "boxes"]] * 3, [BOX] * 3)
+        reasons = f"got 0 altogether; {synthtext.MISMATCHES}: 3; {synthtext.TWICE}: 0"
+        with pytest.raises(ValueError, match=f"{reasons}$"):
+            SynthText(root)
+
+    def test_too_little_memory_is_said(self, tmp_path, monkeypatch):
+        def too_little(*_args, **_options):
+            raise MemoryError
+
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        monkeypatch.setattr("scipy.io.loadmat", too_little)
+        with pytest.raises(ValueError, match=r"gt\.mat: not enough memory .* needs 3\.3 GB$"):
             SynthText(root)
 
     def test_workers_map_the_index_themselves(self, tmp_path):
@@ -570,6 +611,24 @@ class TestSheet:
         assert pixels.shape[1] == 6 * 262 and pixels.std() > 30
         assert ((pixels == (255, 220, 0)).all(-1)).sum() > 7 * 5  # the dots at first corners
 
+    def test_skips_pictures_that_cannot_be_read_and_has_room_for_narrow_ones(
+        self, tmp_path, capsys
+    ):
+        spec, out = TestCheck().jsonl(tmp_path, [{"words": ["a\nb"]}] * 5), tmp_path / "s.png"
+        (tmp_path / "0.png").write_bytes(b"not a picture")
+        Image.new("RGB", (1000, 1)).save(tmp_path / "1.png")
+        main(["sheet", spec, str(out)])
+        said = capsys.readouterr()
+        assert said.out == f"wrote {out}: 3 of 4 training pictures of {spec}\n"
+        assert said.err.startswith(f"warning: {tmp_path / '0.png'}: not a readable picture")
+        assert said.err.count("\n") == 1
+
+    def test_captions_are_drawn_in_a_font_that_has_their_letters(self):
+        plain = ImageFont.load_default(15)
+        assert caption_font("EXIT").getname() == plain.getname()
+        assert caption_font("中").getname() == plain.getname()  # no font has it
+        assert Path(caption_font("née Ж").path).name == "Manrope-Bold.ttf"
+
     def test_of_digits_shows_what_the_demo_trains_on(self, tmp_path, monkeypatch):
         opened = []
         monkeypatch.setattr(
@@ -632,7 +691,7 @@ class TestCheck:
     def test_reports_what_is_there_and_what_is_not(self, tmp_path):
         inside, far = [[[1, 2], [9, 2], [9, 6], [1, 6]], [[90, 2], [99, 2], [99, 6], [90, 6]]]
         entries = [
-            {"words": ["née", "", " "]},
+            {"words": ["née"]},
             {"words": ["x" * 40]},
             {"image": "gone.png"},
             {"words": ["in", "far"], "quads": [inside, far]},
@@ -641,23 +700,23 @@ class TestCheck:
         lines = check(self.jsonl(tmp_path, [*entries, *[{}] * 15])).lines
         assert lines[0] == "pictures  20, 2 of them held out"
         # The word of gone.png is not among them, nor is the one outside its picture.
-        assert lines[1] == "words     20, 6 different ones"
+        assert lines[1] == "words     18, 4 different ones"
         assert lines[2].startswith("alphabet  6 characters: x 40  n 17  e 16  i 16  f 15  é 1")
         assert lines[3].startswith("longest   " + "x" * 40 + "  fine  née  in")
-        lacks = {line[10:] for line in lines if line.startswith("lacking")}
-        assert lacks == {
-            "words that are empty: 2",
-            "words cut to 25 characters: 1",
+        left_out = {line[10:] for line in lines if line.startswith("left out")}
+        assert left_out == {
             f"{OUTSIDE}: 1",
             "pictures without a usable word: 1",
             "pictures that cannot be read: 1",
         }
+        assert [line for line in lines if line.startswith("note")] == [
+            "note      words cut to 25 characters: 1"
+        ]
         worst = [line[10:] for line in lines if line.startswith("worst")]
         assert worst[0].startswith(f"{tmp_path / 'gone.png'}: not a readable picture")
         assert worst[1:] == [
             f"{tmp_path / name}.png: {what}"
             for name, what in (
-                ("0", "words that are empty: 2"),
                 ("1", "words cut to 25 characters: 1"),
                 ("3", f"{OUTSIDE}: 1"),
                 ("4", "pictures without a usable word: 1"),
@@ -667,7 +726,7 @@ class TestCheck:
     def test_names_ten_and_caps_the_alphabet(self, tmp_path):
         text = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
         words = [text[k : k + 10] for k in range(0, 100, 10)]
-        lines = check(self.jsonl(tmp_path, [{"words": [*words, ""]}] * 30)).lines
+        lines = check(self.jsonl(tmp_path, [{"words": [*words, "\u200b"]}] * 30)).lines
         assert sum(line.startswith("worst") for line in lines) == 11
         assert lines[-1] == "worst     and 20 more"
         assert "alphabet  100 characters: " in lines[2] and lines[2].endswith("  and 20 more")
@@ -676,11 +735,11 @@ class TestCheck:
         write_synthtext(tmp_path, 25, seed=0, size=64)
         assert check(f"synthtext:{tmp_path}").lines[0] == "pictures  25, 2 of them held out"
         lines = check("synth").lines
-        assert not any(line.startswith(("lacking", "worst")) for line in lines)
+        assert not any(line.startswith(("left out", "worst")) for line in lines)
         if REAL.is_dir():
             lines = check(f"icdar2015:{REAL}").lines
             assert lines[1].startswith("words     4,468,")
-            assert "lacking   words marked unreadable: 7,418" in lines
+            assert "left out  words marked unreadable: 7,418" in lines
 
     def run(self, *args: str, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "readers", "check", *args]
@@ -794,6 +853,7 @@ class TestFuzz:
         except (ValueError, OSError) as error:
             assert re.search(names, str(error)), error
         else:
+            names += r"|\.jpg: expected a usable word"  # all of them may be outside the picture
             assert report.lines and all(re.search(names, line) for line in batch.skipped)
 
     @pytest.fixture(scope="class")
