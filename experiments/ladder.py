@@ -204,13 +204,11 @@ def score_detector(
         whole = open_dataset(f"icdar2015:{photographs}", "train")
         late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
         seen = find_all(model, Subset(whole, late[:NUM_CHOOSING]), CONFIG, 1)
-        return {"choosing": [(least, score(seen, least)["f"]) for least in MIN_SCORES]}
+        return {"choosing": [(each, score(seen, each)["f"]) for each in MIN_SCORES]}
     best = choose(job.arm, job.budget, folder)
     if best is None or best[0] != job.lr:
-        raise ValueError(
-            f"{folder / job.name}.json: expected a detector of the best rate, {best and best[0]}, "
-            f"got {job.lr}; remove it, and run the arm again"
-        )
+        found = f"the best rate is {best[0]}" if best else "a run that chooses the rate is missing"
+        raise ValueError(f"{job.name}: {found} now; run the arm again")
     seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
     content = json.dumps(describe_detections(seen, best[1])).encode()
     vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
@@ -265,15 +263,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def rescore(photographs: Path, folder: Path) -> None:
-    """Score all kept detectors again: first those that choose, then the others."""
+    """Score all kept detectors again: first those that choose, then the others.
+
+    Raises: ValueError at the end, which names the detectors that no longer have the best rate. They
+        have no score any more.
+    """
     rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*seed*[0-9].json")]
     rows.sort(key=lambda row: row["seed"] != CHOOSING_SEED)
+    failures = []
     for row in rows:
         job = Job(**{key: row[key] for key in Job._fields})
         print(job.name, flush=True)
         model, _ = load_detector(folder / f"{job.name}.pt", "cpu")
-        row |= score_detector(job, model, photographs, folder)
+        try:
+            row |= score_detector(job, model, photographs, folder)
+        except ValueError as error:
+            failures.append(str(error))
+            row.pop("f", None)
         vlpt.write_atomically(folder / f"{job.name}.json", json.dumps(row).encode())
+    if failures:
+        raise ValueError("; ".join(failures))
 
 
 # ---- The report ----------------------------------------------------------------------------------

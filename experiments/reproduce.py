@@ -218,7 +218,7 @@ class Scale:
     task: Task  # real photographs
     rendered: Task | None
     subsets: tuple[int | None, ...]  # photographs to train on, None for all
-    rate_subset: int | None  # of these, for learning rates, tables b and c and the longer row of a
+    rate_subset: int | None  # of these, for learning rates and tables b and c
     rates: tuple[float, ...]  # the grid of learning rates
     seeds: tuple[int, ...] = dataclasses.field(repr=False)
     speed: Speed = dataclasses.field(repr=False)
@@ -603,7 +603,7 @@ def read_run(path: Path, scale: Scale) -> dict[str, Any]:
         message = "expected a run with the sizes that SCALES has now, got one with others"
     else:
         return run
-    raise ValueError(f"{path}: {message}; move the folder away, or remove the file")
+    raise ValueError(f"{path}: {message}; move the folder away")
 
 
 def source_spec(data: str) -> str:
@@ -654,38 +654,45 @@ def pretrain(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     model = vlpt.VLPT(dataclasses.replace(scale.config, **fields))
     found: dict[str, Any] = {}
     if job.init:
-        load_checkpoint(folder / f"{job.init}.pt", model)
+        load_checkpoint(folder / f"{job.init}.pt", model, scale)
     if job.stages == "stages" and scale.start is not None:
         start_from_trainer(model, scale.start, scale.device, folder / "start")
     model.to(scale.device).to(memory_format=torch.channels_last)
     for number, stage in enumerate(getattr(scale, job.stages)):
         path = folder / f"{job.name}-{number}.pt"
         if path.exists():  # stopped after this stage
-            found = load_checkpoint(path, model)
+            found = load_checkpoint(path, model, scale)
             continue
         result = run_stage(model, stage, job.seed + number, job.annotated)
         found[f"stage {number}"] = result
         print(f"  stage {number}: {json.dumps(result)}", flush=True)
-        save_checkpoint(path, model, found)
-    save_checkpoint(folder / f"{job.name}.pt", model, found)
+        save_checkpoint(path, model, found, scale)
+    save_checkpoint(folder / f"{job.name}.pt", model, found, scale)
     return found
 
 
-def save_checkpoint(path: Path, model: vlpt.VLPT, found: dict[str, Any]) -> None:
+def origin(model: vlpt.VLPT, scale: Scale) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to be used again."""
     config = dataclasses.asdict(model.config)
+    return {"config": config, "scale": repr(scale), "version": vlpt.__version__}
+
+
+def save_checkpoint(path: Path, model: vlpt.VLPT, found: dict[str, Any], scale: Scale) -> None:
+    content = {"state_dict": model.state_dict(), "found": found, **origin(model, scale)}
     buffer = io.BytesIO()
-    torch.save({"state_dict": model.state_dict(), "config": config, "found": found}, buffer)
+    torch.save(content, buffer)
     vlpt.write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, model: vlpt.VLPT) -> dict[str, Any]:
+def load_checkpoint(path: Path, model: vlpt.VLPT, scale: Scale) -> dict[str, Any]:
     """Fill a model with the weights of `save_checkpoint`, and return what was found.
 
-    Raises: ValueError if they are those of other sizes.
+    Raises: ValueError if they are of another version or of other sizes.
     """
     checkpoint = vlpt.read_checkpoint(path)
-    if checkpoint.get("config") != dataclasses.asdict(model.config):
-        raise ValueError(f"{path}: expected a model of these sizes, got another; remove it")
+    if not origin(model, scale).items() <= checkpoint.items():
+        message = "expected a model of this version and these sizes, got another"
+        raise ValueError(f"{path}: {message}; move the folder away")
     model.load_state_dict(checkpoint["state_dict"])
     found: dict[str, Any] = checkpoint["found"]
     return found

@@ -24,7 +24,7 @@ import vlpt
 from readers.alphabet import CUT, PARTLY, UNKNOWN
 from readers.folder import Annotation
 
-MAGIC = b"vlpt-ix3"  # the last character is the format's version
+MAGIC = b"vlpt-ix4"  # the last character is the format's version
 
 
 class Index(NamedTuple):

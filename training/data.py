@@ -174,10 +174,9 @@ def evaluation_batches(heldout: Pretraining, count: int, batch: int, workers: in
     loader = make_loader(heldout, keys[rank() :: world_size()], workers)
     loaded = [out_of_shared_memory(each) for each in loader]
     if max(all_gather_lists([len(each.images) for each in loaded])) < 2:
-        *_, reason = all_gather_lists([reason for each in loaded for reason in each.skipped])
-        raise ValueError(
-            f"held-out images: expected two readable ones in a batch, got none; the last: {reason}"
-        )
+        reasons = all_gather_lists([reason for each in loaded for reason in each.skipped])
+        last = f"; the last: {reasons[-1]}" if reasons else ""
+        raise ValueError(f"held-out images: expected two readable ones in a batch, got none{last}")
     return loaded
 
 

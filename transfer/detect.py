@@ -430,12 +430,15 @@ def make_parser() -> Parser:
     fraction = number(float, 0, 1, exclusive=True)
 
     usual = ", ".join(f"{head.usual_min_score} for {name}" for name, head in HEADS.items())
-    score = f"drop detections with a smaller mean score, between 0 and 1 (default: {usual})"
+    score = (
+        "drop detections with a smaller mean score, between 0 and 1 (default: the detector's own, "
+        f"usually {usual})"
+    )
 
     command = add_command(
         "train",
         "train a detector and write it to runs/NAME/ at the end; an interrupted training leaves "
-        "nothing",
+        "no detector",
     )
     add = command.add_argument
     add("--data", default="synth", metavar="SOURCE", help=f"{SPECS} (default: synth)")

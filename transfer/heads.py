@@ -33,7 +33,7 @@ def build_detector(config: DetectorConfig, weights: str | None = None) -> Pyrami
         try:
             backbone = vlpt.load_backbone(checkpoint, name, **size)
         except ValueError:
-            message = f"expected the weights of the backbone {config.backbone}"
+            message = f"expected the weights of the backbone {config.backbone} of this version"
             advice = "set --backbone to that of the pre-training"
             raise ValueError(f"{weights}: {message}; {advice}") from None
     return HEADS[config.head](backbone, config.width)

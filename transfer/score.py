@@ -9,7 +9,7 @@ well. Each reader decides which regions are ignored:
 
 - what is marked unreadable: "###" in all data sets, also "#" as the text or the orientation of a
   word of Total-Text, and `illegibility` in LSVT and ArT;
-- regions without a transcription in LSVT, ArT, Total-Text and CTW1500;
+- regions without a transcription;
 - words of which at most half is in the picture;
 - words with unusable corners, see `transfer.dataset`.
 
