@@ -560,7 +560,7 @@ class TestMistakes:
         vlpt.export_backbone(vlpt.build_backbone("resnet18"), "r18.pt")
         for name in ("other.pt", "r18.pt"):
             assert self.fails(capsys, "train", "--init", name, *TINY) == (
-                f"{name}: expected the weights of the backbone tiny; "
+                f"{name}: expected the weights of the backbone tiny of this version; "
                 "set --backbone to that of the pre-training"
             )
         assert not Path("runs").exists()

@@ -242,8 +242,12 @@ class TestPretraining:
         again = vlpt.read_checkpoint(inside / "two.pt")["state_dict"]
         assert all(torch.equal(weights[key], again[key]) for key in weights)
         config = dataclasses.replace(SMOKE.config, embed_dim=2 * SMOKE.config.embed_dim)
-        with pytest.raises(ValueError, match=r"two-0\.pt: expected a model of these sizes, got an"):
-            reproduce.pretrain(job, dataclasses.replace(scale, config=config), inside)
+        other_sizes = dataclasses.replace(scale, config=config)
+        longer = dataclasses.replace(scale, short=scale.short * 2)  # with the same model
+        for changed in (other_sizes, longer):
+            message = r"two-0\.pt: expected a model of this version and these sizes, got another"
+            with pytest.raises(ValueError, match=message):
+                reproduce.pretrain(job, changed, inside)
 
 
 class TestTableA:
