@@ -376,7 +376,7 @@ def plot(scores: Scores, path: Path) -> None:
     axes.set_ylabel("F-score, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, bbox_inches="tight")
 
 
