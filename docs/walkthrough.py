@@ -520,7 +520,7 @@ assert len({alphabet.decode(ids_)[0] for ids_ in batch.ids}) < B  # some numbers
 # %% [markdown]
 # ## Step 8: the total loss
 #
-# $$L = L_{cls} + L_{bc}$$
+# $$\mathrm{loss} = L_{cls} + L_{bc}$$
 #
 # Both terms count equally. The bars compare the demo's model with one that has random weights. The
 # line is chance, $\ln 10$ for $L_{cls}$ and $2 \ln B$ for $L_{bc}$. Random weights are usually

@@ -31,6 +31,7 @@ class JsonLines(Folder):
 
     def list_items(self) -> list[Annotation]:
         entries = defaultdict[Path, list[tuple[list[str], np.ndarray | None]]](list)
+        paths = dict[str, Path]()
         for number, line in enumerate(read_lines(self.root, self.LAYOUT), 1):
             if not line.strip():
                 continue
@@ -41,7 +42,8 @@ class JsonLines(Folder):
                 raise ValueError(
                     f"{where}: expected {self.ENTRY}, got {line[:80]!r} ({error})"
                 ) from None
-            entries[path].append((words, quads))
+            same = paths.setdefault(os.path.abspath(path), path)  # a picture is as first named
+            entries[same].append((words, quads))
         return [merge_entries(path, lines) for path, lines in entries.items()]
 
     def read_entry(self, line: str) -> tuple[Path, list[str], np.ndarray | None]:
@@ -51,7 +53,7 @@ class JsonLines(Folder):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise TypeError("words is not a list of strings")
         "".join([entry["image"], *words]).encode()  # fails for half a surrogate pair
-        path = Path(os.path.abspath(self.root.parent / entry["image"]))
+        path = Path(os.path.normpath(self.root.parent / entry["image"]))
         if quads is None:
             return path, words, None
         shape = np.shape(quads)

@@ -101,7 +101,7 @@ def test_the_equations_of_readme_are_on_the_page():
         r"te = \mathrm{Enc}(ce)",
         r"y = \mathrm{Dec}(te, f)",
         r"L_{bc} = H(\text{i2t}) + H(\text{t2i})",
-        r"L = L_{cls} + L_{bc}",
+        r"\mathrm{loss} = L_{cls} + L_{bc}",
     )
     for equation in equations:
         assert equation in page
