@@ -208,7 +208,7 @@ def score_detector(
     best = choose(job.arm, job.budget, folder)
     if best is None or best[0] != job.lr:
         found = f"the best rate is {best[0]}" if best else "a run that chooses the rate is missing"
-        raise ValueError(f"{job.name}: {found} now; run the arm again")
+        raise ValueError(f"{job.name}: {found} now; run the arm, then rescore")
     seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
     content = json.dumps(describe_detections(seen, best[1])).encode()
     vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
@@ -292,7 +292,7 @@ Scores = dict[str, dict[int, dict[int, float]]]  # F in percent by arm, budget a
 
 
 class Difference(NamedTuple):
-    """Pre-trained minus scratch, in percent points."""
+    """Pre-trained minus scratch, in percentage points."""
 
     mean: float
     low: float  # the ends of its 95 % interval
