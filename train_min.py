@@ -44,7 +44,7 @@ from training.init import load_init
 from training.log import Log, check_tensorboard, name_pictures
 from training.options import Parser, folder_name, number, some_path
 from training.recompute import recompute
-from training.retrieval import Retrieval
+from training.retrieval import Retrieval, unmasked_words
 
 
 class Preset(NamedTuple):
@@ -189,17 +189,26 @@ def lr_at(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def model_input(images: Tensor) -> Tensor:
+    """Normalise uint8 images, in the memory format with which convolutions are fastest."""
+    return vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 on a GPU, and in float32 on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def forward(
     model: nn.Module, images: Tensor, ids: Tensor, targets: Tensor
 ) -> tuple[vlpt.Output, Tensor]:
-    """Run a `vlpt.MaskedOnly` on uint8 images, in bfloat16 on a GPU.
+    """Run a `vlpt.MaskedOnly` on uint8 images.
 
     Returns:
         The output and the targets of the masked characters alone, as `vlpt.MaskedOnly` gives them.
     """
-    images = vlpt.normalize(images).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        return model(images, ids, targets)
+    with mixed_precision(images.device):
+        return model(model_input(images), ids, targets)
 
 
 def train_step(
@@ -244,14 +253,13 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+def evaluate(model: vlpt.VLPT, batches: Iterable[Batch], seed: int) -> dict[str, float]:
     """Accuracy on the masked characters, with the right and with another image; retrieval at 1.
 
     An image that is alone in its batch, because the others cannot be read, has no other image to
     be compared with, and counts as unreadable.
 
     Args:
-        model: a `vlpt.MaskedOnly`.
         batches: with W processes, every W-th held-out batch, as `data.evaluation_batches` loads
             them. The result is that of all of them.
     Returns:
@@ -269,13 +277,17 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], seed: int) -> dict[str,
             continue
         position = turn * world_size() + rank()  # among the batches of all processes
         images, ids, targets = data.prepare(batch, data.seed_of(seed, position), device)
-        output, masked_targets = forward(model, images, ids, targets)
-        swapped, _ = forward(model, images.roll(1, 0), ids, targets)
-        counts["right"] += int((output.logits.argmax(-1) == masked_targets).sum())
-        counts["other"] += int((swapped.logits.argmax(-1) == masked_targets).sum())
+        with mixed_precision(device):
+            image, image_tokens, grid = model.encode_image(model_input(images))
+            char_features, text = model.encode_text(ids)
+            masked_features, masked_targets = vlpt.select_masked(char_features, targets)
+            own = model.decode(masked_features, image, image_tokens, grid)
+            other = model.decode(masked_features, image.roll(1, 0), image_tokens.roll(1, 0), grid)
+        counts["right"] += int((own.argmax(-1) == masked_targets).sum())
+        counts["other"] += int((other.argmax(-1) == masked_targets).sum())
         counts["characters"] += int((masked_targets != vlpt.IGNORE_INDEX).sum())
         counts["pictures"] += len(images)
-        retrieval.add(position, output, ids, targets)
+        retrieval.add(position, image, text, unmasked_words(ids, targets))
     model.train()
 
     counts = sum(distributed.all_gather_lists([counts]), Counter[str]())
@@ -373,7 +385,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             if is_evaluated or stop:
                 log.flush()  # so that no checkpoint holds a step that was not finite
             if is_evaluated:
-                line = log.evaluation(samples, evaluate(masked_only, heldout_batches, args.seed))
+                line = log.evaluation(samples, evaluate(model, heldout_batches, args.seed))
                 with bar.external_write_mode():
                     print_rank0(line)
                 log.reading(samples, model, heldout)

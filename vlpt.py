@@ -739,9 +739,8 @@ class VLPT(nn.Module):
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Steps 2 and 3: ids (B, L, N) to character features (B, L, N, D) and text feature (B, D).
 
-        A word's feature is the mean over its characters, and the text feature is the mean over the
-        words of the image.
-        In training the words are the masked ones, as in the released code.
+        A word's feature is the mean over its characters, and the text feature the mean over the
+        words of the image. In training the words are masked, as in the released code.
         """
         is_char = ids != PAD  # (B, L, N)
         is_word = is_char.any(dim=1)  # (B, N)
@@ -798,8 +797,7 @@ class MaskedOnly(nn.Module):
     """The model as it is trained: it decodes only the masked character of each word.
 
     The loss looks at no other position and queries do not see each other, so losses and gradients
-    are those of the whole model, for a fraction of the decoder's work. It is a module so that
-    DistributedDataParallel can wrap it.
+    are those of the whole model. It is a module so that DistributedDataParallel can wrap it.
     """
 
     def __init__(self, model: VLPT) -> None:
@@ -818,13 +816,19 @@ class MaskedOnly(nn.Module):
         check_shapes(images, ids)
         image, image_tokens, grid = self.model.encode_image(images)
         char_features, text = self.model.encode_text(ids)
-        # The position of each word's target; 0 in a word without one, whose targets are all
-        # IGNORE_INDEX.
-        position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
-        index = position.unsqueeze(-1)  # (B, 1, N, 1)
-        masked_features = char_features.take_along_dim(index, dim=1)  # (B, 1, N, D)
+        masked_features, targets = select_masked(char_features, targets)
         logits = self.model.decode(masked_features, image, image_tokens, grid)  # (B, 1, N, V)
-        return Output(image, text, logits, self.model.logit_scale), targets.gather(1, position)
+        return Output(image, text, logits, self.model.logit_scale), targets
+
+
+def select_masked(char_features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The feature of each word's masked character, (B, 1, N, D), and its target, (B, 1, N).
+
+    Of a word without a target it is the first character, whose target is IGNORE_INDEX.
+    """
+    position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
+    features = char_features.take_along_dim(position.unsqueeze(-1), dim=1)
+    return features, targets.gather(1, position)
 
 
 def check_shapes(images: Tensor, ids: Tensor) -> None:
@@ -991,9 +995,9 @@ def export_backbone(
     if not path.parent.is_dir():
         raise ValueError(f"path: expected a file in an existing folder, got {path}")
     keys = layout_keys(backbone, layout)
-    state = backbone.state_dict()
-    state = {keys[key]: tensor.cpu().contiguous() for key, tensor in state.items()}
+    state = {keys[k]: tensor.cpu().contiguous() for k, tensor in backbone.state_dict().items()}
     metadata: dict[str, object] = {
+        **notes,
         "format": "pt",  # safetensors' own note that the tensors are torch's
         "backbone": backbone.name,
         "layout": layout,
@@ -1002,9 +1006,8 @@ def export_backbone(
         "vlpt_version": __version__,
     }
     if isinstance(model, VLPT):
-        metadata |= {"alphabet_size": len(Alphabet(model.config.alphabet).chars)}
+        metadata["alphabet_size"] = len(Alphabet(model.config.alphabet).chars)
         metadata |= model.config.backbone_size
-    metadata = {**notes, **metadata}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
@@ -1090,8 +1093,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (OSError, ImportError):
         raise
     except Exception as error:  # every kind of damage raises an exception of its own
-        kind = type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint ({kind})") from None
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
 
 
 def is_torchscript(path: Path) -> bool:
@@ -1123,9 +1125,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def print_shapes(config: Config) -> None:
     """Run a model on two blank images and print the size and the output of each of its parts."""
     model = VLPT(config).eval()
-    alphabet = Alphabet(config.alphabet)
-    ids = alphabet.encode([config.alphabet[:MAX_CHARS]] * MAX_WORDS).expand(2, -1, -1)
-    masked_ids, targets = mask_one_char(ids)
+    ids = Alphabet(config.alphabet).encode([config.alphabet[:MAX_CHARS]] * MAX_WORDS)
+    masked_ids, targets = mask_one_char(ids.expand(2, -1, -1))
     images = torch.zeros(2, 3, config.image_size, config.image_size)
 
     def report(part: nn.Module, _inputs: Any, outputs: Any) -> None:

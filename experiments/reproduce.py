@@ -759,7 +759,7 @@ def run_trainer(
     results = []
     for config, data in zip(stage.sources, heldout, strict=True):
         batches = evaluation_batches(data, stage.heldout, config.batch, stage.workers)
-        results.append(train_min.evaluate(masked_only, batches, 0))
+        results.append(train_min.evaluate(model, batches, 0))
     return skipped, results
 
 

@@ -227,7 +227,7 @@ MUTANTS = [
     ("the metadata of another layout", "tests/test_export.py", '"layout": layout,',
      '"layout": "native",'),
     ("metadata without the alphabet", "tests/test_export.py",
-     'metadata |= {"alphabet_size": len(Alphabet(model.config.alphabet).chars)}', "pass"),
+     'metadata["alphabet_size"] = len(Alphabet(model.config.alphabet).chars)', "pass"),
     ("code in a checkpoint is executed", "tests/test_export.py", "weights_only=True",
      "weights_only=False"),
     ("a TorchScript archive is not recognised", "tests/test_export.py",
@@ -236,7 +236,7 @@ MUTANTS = [
      '    keys = layout_keys(backbone, "native")\n'),
     # the model
     ("the first character is decoded for the masked one", "TestModel",
-     "char_features.take_along_dim(index, dim=1)", "char_features[:, :1]"),
+     "char_features.take_along_dim(position.unsqueeze(-1), dim=1)", "char_features[:, :1]"),
     ("targets of another character", "TestModel", "targets.gather(1, position)", "targets[:, :1]"),
     ("the head computes in half precision", "TestModel", "with autocast_off(y):", "if True:"),
     ("any width of an image", "TestModel", " or shape[3] % 32", ""),

@@ -46,22 +46,26 @@ def steps_of(folder):
 
 
 class Seer(torch.nn.Module):
-    """A stand-in for `vlpt.MaskedOnly` that reads perfectly: pixel (0, 0) holds the character."""
+    """A stand-in for `vlpt.VLPT` that reads perfectly: pixel (0, 0) holds the character."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.logit_scale = torch.nn.Parameter(torch.zeros(()))
         self.vocabulary = vocabulary
 
-    def forward(self, images, ids, targets):
+    def encode_image(self, images):
         unit = 1 / 255 / vlpt.PIXEL_STD[0]
         seen = ((images[:, 0, 0, 0] + vlpt.PIXEL_MEAN[0] / vlpt.PIXEL_STD[0]) / unit).round().long()
-        logits = torch.nn.functional.one_hot(seen, self.vocabulary).float()
-        word = torch.nn.functional.one_hot(ids[:, 0, 0], self.vocabulary).float()
         image = torch.nn.functional.one_hot(seen, self.vocabulary).float()
-        logits = logits[:, None, None].expand(-1, 1, targets.shape[2], -1)
-        masked_targets = targets.max(dim=1, keepdim=True).values
-        return vlpt.Output(image, word, logits, self.logit_scale), masked_targets
+        return image, image[:, None], (1, 1)
+
+    def encode_text(self, ids):
+        char_features = torch.nn.functional.one_hot(ids, self.vocabulary).float()
+        return char_features, char_features[:, 0, 0]
+
+    def decode(self, char_features, image, image_tokens, grid):
+        assert torch.equal(image, image_tokens[:, 0])  # both are of the same picture
+        return image[:, None, None].expand(-1, *char_features.shape[1:3], -1)
 
 
 def seer_batch(characters: list[int]) -> Batch:
@@ -112,11 +116,12 @@ class TestParts:
 
     def test_retrieval_counts_nearest_neighbours_both_ways(self):
         class Paired(Seer):
-            def forward(self, images, ids, targets):
-                eye = torch.eye(4)
-                text = eye[[0, 1, 3, 3]]  # the third text is the fourth picture's twin
-                output, masked_targets = super().forward(images, ids, targets)
-                return output._replace(image=eye, text=text), masked_targets
+            def encode_image(self, images):
+                return torch.eye(4), torch.eye(4)[:, None], (1, 1)
+
+            def encode_text(self, ids):
+                text = torch.eye(4)[[0, 1, 3, 3]]  # the third text is the fourth picture's twin
+                return super().encode_text(ids)[0], text
 
         result = train_min.evaluate(Paired(13), [seer_batch([3, 4, 5, 6])], seed=0)
         assert result["t2i"] == 0.75

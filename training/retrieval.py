@@ -18,17 +18,16 @@ class Retrieval:
     def __init__(self) -> None:
         self.batches: list[tuple[int, Tensor, Tensor, list[Words]]] = []
 
-    def add(self, position: int, output: vlpt.Output, ids: Tensor, targets: Tensor) -> None:
+    def add(self, position: int, image: Tensor, text: Tensor, words: list[Words]) -> None:
         """Take a batch.
 
         Args:
             position: its number among the batches of all processes.
-            output: what the model returned for the masked words.
-            ids: (B, L, N), the masked words.
-            targets: (B, L, N), the characters that were masked.
+            image: (B, D), the image features.
+            text: (B, D), the text features of the masked words.
+            words: of each image, as `unmasked_words` returns them.
         """
-        image, text = output.image.float().cpu(), output.text.float().cpu()
-        self.batches.append((position, image, text, unmasked_words(ids, targets)))
+        self.batches.append((position, image.float().cpu(), text.float().cpu(), words))
 
     def result(self) -> dict[str, float]:
         """The shares, 0..1, of the images that all processes have added. Every process calls it.

@@ -225,7 +225,7 @@ def pretrain(programme: Programme, seconds: float) -> Result:
     )
     workers = data.default_workers(device)
     batches = data.evaluation_batches(heldout, sizes.heldout, sizes.batch, workers)
-    found |= train_min.evaluate(vlpt.MaskedOnly(model), batches, SEED)
+    found |= train_min.evaluate(model, batches, SEED)
     save_model(model, programme.out / "model.pt")
     vlpt.export_backbone(model, programme.out / "backbone.pt", training_data="synth")
     return found
