@@ -12,8 +12,8 @@
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
 that name of experiments/curriculum.py, and third-stage from its last one; those named frozen-...
-train the weights of the detector's head alone. The protocol, which was written before the runs, is
-in experiments/LOG.md.
+train the weights of the detector's head alone. The protocol, which was written before the runs, and
+its later changes are in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the score threshold
@@ -27,6 +27,7 @@ import hashlib
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -49,7 +50,7 @@ from experiments.gpu.detect import (
 )
 from experiments.reproduce import Subset, mean_and_spread
 from training.options import Parser, some_path
-from training.runs import one_line_errors
+from training.runs import git_commit, one_line_errors
 from transfer.cache import CachedSource
 from transfer.dataset import TrainingCrops, open_dataset
 from transfer.detect import load_batches, load_detector, place, train_detector
@@ -107,20 +108,36 @@ def budgets_of(arm: str) -> dict[int, int]:
 
 
 def rates_to_try(arm: str, budget: int, folder: Path) -> list[float]:
-    """All rates at the first budget; then the best one of that budget and its neighbours."""
+    """All rates at the first budget; then the best one of that budget, its neighbours, and further
+    ones while the best of those that were tried lies at an end.
+    """
     if budget == ORDER[0]:
         return list(RATES)
     best = choose(arm, ORDER[0], folder)
     if best is None:
         return []
     position = RATES.index(best[0])
-    return list(RATES[max(0, position - 1) : position + 2])
+    low, high = max(0, position - 1), min(len(RATES), position + 2)
+    while best := best_of(arm, budget, RATES[low:high], folder):
+        if best[0] == RATES[low] and low > 0:
+            low -= 1
+        elif best[0] == RATES[high - 1] and high < len(RATES):
+            high += 1
+        else:
+            break
+    return list(RATES[low:high])
 
 
 def choose(arm: str, budget: int, folder: Path) -> tuple[float, float] | None:
     """The rate and the score threshold that are best on the choosing photographs, when all ran."""
+    return best_of(arm, budget, rates_to_try(arm, budget, folder), folder)
+
+
+def best_of(
+    arm: str, budget: int, rates: Sequence[float], folder: Path
+) -> tuple[float, float] | None:
+    """The best of some rates and its score threshold; None if a rate has not been tried."""
     found: list[tuple[float, float, float]] = []
-    rates = rates_to_try(arm, budget, folder)
     for lr in rates:
         result = read(Job(arm, budget, lr, CHOOSING_SEED), folder)
         if result is None:
@@ -137,12 +154,17 @@ def read(job: Job, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
+def is_done(job: Job, folder: Path) -> bool:
+    row = read(job, folder)
+    return row is not None and (job.seed == CHOOSING_SEED or "f" in row)
+
+
 def next_job(arm: str, folder: Path) -> Job | None:
     """The first job of an arm that is not done: rates before seeds."""
     for budget, seeds in budgets_of(arm).items():
         for seed in (CHOOSING_SEED, *range(seeds)):
             for job in jobs_of(arm, budget, seed, folder):
-                if read(job, folder) is None:
+                if not is_done(job, folder):
                     return job
     return None
 
@@ -161,13 +183,9 @@ def units_left(arm: str, folder: Path) -> int:
         tried = rates_to_try(arm, budget, folder) or RATES[:3]
         names = [Job(arm, budget, lr, CHOOSING_SEED) for lr in tried]
         units += budget * sum(read(job, folder) is None for job in names)
-        done = [
-            seed
-            for seed in range(seeds)
-            for lr in RATES
-            if read(Job(arm, budget, lr, seed), folder) is not None
-        ]
-        units += budget * (seeds - len(done))
+        best = choose(arm, budget, folder)
+        scored = [Job(arm, budget, best[0], seed) for seed in range(seeds)] if best else []
+        units += budget * (seeds - sum(is_done(job, folder) for job in scored))
     return units
 
 
@@ -199,12 +217,16 @@ def train_and_score(
 def score_detector(
     job: Job, model: PyramidDetector, photographs: Path, folder: Path
 ) -> dict[str, Any]:
-    """Score a detector, on the choosing photographs if its seed is the one that chooses."""
+    """Score a detector, on the choosing photographs if its seed is the one that chooses.
+
+    Returns: F-scores and the commit that computed them.
+    """
+    commit = {"commit": git_commit()}
     if job.seed == CHOOSING_SEED:
         whole = open_dataset(f"icdar2015:{photographs}", "train")
         late = [k for k in range(len(whole)) if number_of(whole.name(k)) > 700]
         seen = find_all(model, Subset(whole, late[:NUM_CHOOSING]), CONFIG, 1)
-        return {"choosing": [(each, score(seen, each)["f"]) for each in MIN_SCORES]}
+        return {"choosing": [(each, score(seen, each)["f"]) for each in MIN_SCORES], **commit}
     best = choose(job.arm, job.budget, folder)
     if best is None or best[0] != job.lr:
         found = f"the best rate is {best[0]}" if best else "a run that chooses the rate is missing"
@@ -212,7 +234,7 @@ def score_detector(
     seen = find_all(model, open_dataset(f"icdar2015:{photographs}", "heldout"), CONFIG, 1)
     content = json.dumps(describe_detections(seen, best[1])).encode()
     vlpt.write_atomically(folder / f"{job.name}.detections.json", content)
-    return score(seen, best[1]) | {"min_score": best[1]}
+    return score(seen, best[1]) | {"min_score": best[1], **commit}
 
 
 @torch.no_grad()
@@ -251,9 +273,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"left to run: as much as {units_left(arm, FOLDER)} runs with {BASE:,} crops each")
         return
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
-    for path in FOLDER.glob(f"{arm}-*x-lr*-seed*[0-9].json"):
-        if json.loads(path.read_text("utf-8"))["backbone"] != digest:
+    for path in FOLDER.glob("*-seed*[0-9].json"):
+        row = json.loads(path.read_text("utf-8"))
+        is_same_arm = row["arm"].removeprefix("frozen-") == arm.removeprefix("frozen-")
+        if is_same_arm and row["backbone"] != digest:
             raise ValueError(f"--init: expected the backbone of {path}, got another one")
+        if not is_same_arm and digest and row["backbone"] == digest:
+            raise ValueError(f"--init: expected the backbone of {arm}, got that of {path}")
     while job := next_job(arm, FOLDER):
         print(job.name, flush=True)
         found = train_and_score(job, args.photographs, weights, FOLDER)
@@ -301,9 +327,16 @@ class Difference(NamedTuple):
 
 
 def scored_rows(folder: Path) -> list[dict[str, Any]]:
-    """The results of all detectors that were scored, by arm, budget and seed."""
-    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
-    scored = [row for row in rows if "f" in row]
+    """The results of all detectors that were scored, by arm, budget and seed.
+
+    Only those with the rate and the score threshold that are chosen now.
+    """
+    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*-seed*[0-9].json")]
+    scored = []
+    for row in rows:
+        chosen = choose(row["arm"], row["budget"], folder)
+        if "f" in row and chosen == (row["lr"], row["min_score"]):
+            scored.append(row)
     arms = (*ARMS, *CONTROLS)
     return sorted(scored, key=lambda row: (arms.index(row["arm"]), row["budget"], row["seed"]))
 
@@ -345,8 +378,12 @@ def to_markdown(scores: Scores) -> list[str]:
     corrected = differences(scores)
     for budget in sorted(BUDGETS):
         cells = [mean_and_spread(scores[arm].get(budget, {})) for arm in ARMS]
-        shown = "{:+.1f} | {:.1f} to {:.1f} | {:.3f}"
-        cells.append(shown.format(*corrected[budget]) if budget in corrected else " | | ")
+        if budget in corrected:
+            gain, low, high, p = corrected[budget]
+            shown = f"{p:.3f}" if p >= 0.001 else "below 0.001"
+            cells.append(f"{gain:+.1f} | {low:.1f} to {high:.1f} | {shown}")
+        else:
+            cells.append(" | | ")
         lines.append(f"| {BASE * budget:,} | {' | '.join(cells)} |")
     if any(scores[arm] for arm in CONTROLS):
         crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
@@ -358,14 +395,18 @@ def to_markdown(scores: Scores) -> list[str]:
 
 
 def plot(scores: Scores, path: Path) -> None:
-    """F against crops, a line through the means of each arm and a dot for each seed."""
+    """F against crops, a line through the means of each arm and a dot for each seed.
+
+    The line is dotted if a budget between was not run.
+    """
     figure = Figure(figsize=(6, 3.2), dpi=150)
     axes = figure.subplots()
     for arm, color in zip(ARMS, ("0.45", "tab:blue"), strict=True):
         budgets = sorted(scores[arm])
         means = [mean(scores[arm][budget].values()) for budget in budgets]
         label = "from scratch" if arm == "scratch" else arm
-        axes.plot([BASE * budget for budget in budgets], means, color=color, label=label)
+        style = "-" if len(budgets) == len(BUDGETS) else ":"
+        axes.plot([BASE * budget for budget in budgets], means, style, color=color, label=label)
         for budget in budgets:
             found = [*scores[arm][budget].values()]
             axes.plot([BASE * budget] * len(found), found, "o", color=color, ms=4, alpha=0.7)

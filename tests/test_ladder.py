@@ -14,6 +14,7 @@ import vlpt
 from experiments import ladder
 from experiments.gpu.__main__ import draw_photographs
 from experiments.ladder import CHOOSING_SEED, Job
+from training.runs import git_commit
 from transfer.detect import load_detector
 
 
@@ -22,9 +23,11 @@ def finish(job, folder, **found):
 
 
 def finish_rates(arm, budget, folder, best):
-    for lr in ladder.rates_to_try(arm, budget, folder):
-        f = 0.5 if lr == best else 0.1
-        finish(Job(arm, budget, lr, CHOOSING_SEED), folder, choosing=[[0.5, 0.0], [0.8, f]])
+    """Try rates until one is chosen: the nearer to the best one, the better."""
+    while ladder.choose(arm, budget, folder) is None:
+        for lr in ladder.rates_to_try(arm, budget, folder):
+            f = 0.5 - 0.1 * abs(ladder.RATES.index(lr) - ladder.RATES.index(best))
+            finish(Job(arm, budget, lr, CHOOSING_SEED), folder, choosing=[[0.5, 0.0], [0.8, f]])
 
 
 def test_rates_come_before_seeds_and_the_ends_of_the_ladder_first(tmp_path):
@@ -62,6 +65,33 @@ def test_larger_budgets_try_the_best_rate_and_its_neighbours(best, tried, tmp_pa
     assert ladder.rates_to_try("scratch", 8, tmp_path) == []
     finish_rates("scratch", 1, tmp_path, best=best)
     assert ladder.rates_to_try("scratch", 8, tmp_path) == tried
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (3e-4, [3e-4, 1e-3, 3e-3, 1e-2]),
+        (1e-3, [3e-4, 1e-3, 3e-3, 1e-2]),
+        (3e-3, [1e-3, 3e-3, 1e-2]),
+    ],
+)
+def test_a_rate_at_an_end_is_not_chosen_before_the_next_one_was_tried(best, tried, tmp_path):
+    finish_rates("scratch", 1, tmp_path, best=3e-3)
+    finish_rates("scratch", 8, tmp_path, best=best)
+    assert ladder.rates_to_try("scratch", 8, tmp_path) == tried
+    assert ladder.choose("scratch", 8, tmp_path) == (best, 0.8)
+
+
+def test_results_count_only_with_the_rate_and_threshold_that_are_chosen_now(tmp_path):
+    finish_rates("scratch", 1, tmp_path, best=1e-3)
+    finish(Job("scratch", 1, 1e-3, 0), tmp_path, f=0.4, min_score=0.8)
+    finish(Job("scratch", 1, 3e-3, 0), tmp_path, f=0.9, min_score=0.8)  # of a former choice
+    finish(Job("scratch", 1, 1e-3, 1), tmp_path, f=0.9, min_score=0.5)
+    finish(Job("scratch", 1, 1e-3, 2), tmp_path)  # its score was removed
+    assert [row["f"] for row in ladder.scored_rows(tmp_path)] == [0.4]
+    left = [ladder.is_done(Job("scratch", 1, 1e-3, seed), tmp_path) for seed in range(3)]
+    assert left == [True, True, False]
+    assert ladder.next_job("scratch", tmp_path) == Job("scratch", 1, 1e-3, 2)
 
 
 def test_the_amount_that_is_left_counts_crops(tmp_path):
@@ -120,6 +150,7 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
         path.write_text(json.dumps(kept | {key: 0 for key in ("f", "min_score") if key in kept}))
     ladder.main(["rescore", small_ladder])
     assert [json.loads(path.read_text()) for path in paths] == before
+    assert all(row["commit"] == git_commit() for row in before)
 
 
 def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder, tmp_path, capsys):
@@ -139,9 +170,13 @@ def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder,
     assert "| frozen-pre-trained | " in capsys.readouterr().out
     ladder.main(["run", small_ladder, "--arm", "frozen-pre-trained", "--init", "backbone.pt"])
     assert "frozen-pre-trained: all detectors are done" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"expected the backbone of swapped, got that of .*\.json"):
+        ladder.main(["run", small_ladder, "--arm", "swapped", "--init", "backbone.pt"])
     vlpt.export_backbone(vlpt.VLPT(vlpt.TINY), "other.pt")
     with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*seed.*\.json, got"):
         ladder.main(["run", small_ladder, "--arm", "frozen-pre-trained", "--init", "other.pt"])
+    with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*seed.*\.json, got"):
+        ladder.main(["run", small_ladder, "--init", "other.pt"])  # pre-trained, but not as above
 
 
 def test_controls_have_the_ends_of_the_ladder_and_three_seeds():
@@ -167,6 +202,14 @@ def test_differences_are_paired_and_corrected_after_holm():
     assert 4 not in found  # not run
     half = t.ppf(0.975, 2) * stdev([10, 11, 9]) / math.sqrt(3)
     assert (found[1].low, found[1].high) == pytest.approx((10 - half, 10 + half))
+
+
+def test_a_very_small_p_is_not_printed_as_zero():
+    scores = {arm: {} for arm in (*ladder.ARMS, *ladder.CONTROLS)}
+    scores["scratch"][1] = dict(enumerate([10.0, 11, 12, 13, 14]))
+    scores["pre-trained"][1] = dict(enumerate([30.0, 31.1, 31.9, 33, 34]))
+    (row,) = [line for line in ladder.to_markdown(scores) if line.startswith("| 2,400 |")]
+    assert row.endswith("| +20.0 | 19.9 to 20.1 | below 0.001 |")
 
 
 def test_recalibrated_statistics_are_averages_over_crops(monkeypatch):
