@@ -6,15 +6,14 @@ wrong axis, a lost pad or a missing position cannot hide in rounding. Words cont
 characters, "?", and many tests mask them first, as in training.
 
 Hypothesis draws the inputs whose contents matter. `make test` tries up to 25 cases of each
-property and `make proof` (HYPOTHESIS_PROFILE=deep) up to 1000; properties with slow oracles get
-fewer. No test shares a model with another one.
+property and `make proof` (HYPOTHESIS_PROFILE=deep) up to 1000, see conftest.py; properties with
+slow oracles get fewer. No test shares a model with another one.
 
 tests/ proves the rest: the alphabet and the configuration (test_words.py), the exported files and
 their errors (test_export.py), the same results from torch, open_clip and timm (test_others.py).
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import HealthCheck, Phase, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
@@ -31,15 +30,6 @@ from torch import Tensor, nn
 import vlpt
 from vlpt import IGNORE_INDEX, MASK, PAD, TINY, UNK, VLPT, Alphabet, Config, MaskedOnly
 
-settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
-settings.register_profile(
-    "deep", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
-)
-# A broken vlpt.py has to fail; the smallest failing case is not of interest.
-settings.register_profile(
-    "mutants", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate]
-)
-settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "quick"))
 fewer_examples = settings(max_examples=settings.default.max_examples * 2 // 5)  # for slow oracles
 
 TEXT_ENCODERS = ["character", "sentence"]
@@ -52,7 +42,7 @@ SMALL = Config(  # small enough for oracles in Python; V = 7
     backbone_size={"width": 4, "layers": (1, 1, 1, 1)},
     embed_dim=8,
     text_width=6,
-    text_layers=1,
+    text_layers=2,
     text_heads=3,
     decoder_layers=2,
     decoder_heads=2,
@@ -118,6 +108,13 @@ def small_model(text_encoder: str = "character", decoder: str = "visual_textual"
     return model
 
 
+def small_text(text_encoder: str = "character") -> vlpt.TextEncoder:
+    """The text encoder alone, for tests that need nothing else."""
+    torch.manual_seed(0)
+    encoder = vlpt.SentenceEncoder if text_encoder == "sentence" else vlpt.TextEncoder
+    return randomize_parameters(encoder(SMALL))
+
+
 def assert_equal(got: Tensor | float | list, expected: Tensor | float | list) -> None:
     """Equal up to rounding in float64."""
     got = torch.as_tensor(got, dtype=torch.float64)
@@ -126,7 +123,7 @@ def assert_equal(got: Tensor | float | list, expected: Tensor | float | list) ->
 
 
 def assert_same_gradients(losses: list[Tensor], parameters: list[Tensor]) -> None:
-    """Both losses have the same derivative by every parameter."""
+    """Both losses have the same gradient with respect to every parameter."""
     first, second = (
         torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses
     )
@@ -162,9 +159,10 @@ def assert_gradient_is_derivative(
             leaf.copy_(old)
         return value
 
-    step = 1e-6 / length
+    step = 1e-5 / length
     difference = (value_at(step) - value_at(-step)) / (2 * step)
-    torch.testing.assert_close(slope, difference, rtol=1e-4, atol=1e-4)  # rounding over the step
+    # The error of such a difference was below 1e-6 in all cases measured.
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-5)
 
 
 # ---- Oracles: nested lists of floats in, nested lists of floats out ------------------------------
@@ -232,7 +230,7 @@ def mean_by_hand(rows: list) -> list:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
-def mlp_by_hand(mlp: nn.Sequential, x: list) -> list:
+def mlp_by_hand(mlp: vlpt.MLP, x: list) -> list:
     hidden = linear_by_hand(x, mlp.c_fc)
     hidden = [[v / (1 + math.exp(-1.702 * v)) for v in token] for token in hidden]
     return linear_by_hand(hidden, mlp.c_proj)
@@ -479,7 +477,8 @@ class TestStep1ImageEncoder:
         assert_equal(block(x), x)
 
     def test_clip_resnet50_has_the_330_tensors_of_clip(self):
-        state = vlpt.build_backbone("clip_resnet50").state_dict()
+        with torch.device("meta"):
+            state = vlpt.build_backbone("clip_resnet50").state_dict()
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         assert len(shapes) == 330
         assert shapes["conv1.weight"] == (32, 3, 3, 3)
@@ -491,14 +490,15 @@ class TestStep1ImageEncoder:
 
     @pytest.mark.parametrize("name", BACKBONES)
     def test_a_backbone_returns_four_maps_with_strides_4_to_32(self, name):
-        backbone = vlpt.build_backbone(name).eval()
-        with torch.no_grad():
+        with torch.device("meta"):
+            backbone = vlpt.build_backbone(name)
             maps = backbone(torch.zeros(1, 3, 64, 96))
         assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
         assert (maps[-1].shape[1], backbone.stride) == (backbone.channels, 32)
 
     def test_the_pool_has_clips_names_shapes_and_heads(self):
-        pool = vlpt.AttentionPool(2048, 16, 384)
+        with torch.device("meta"):
+            pool = vlpt.AttentionPool(2048, 16, 384)
         expected = {"positional_embedding": (257, 2048)}
         for name, rows in (("q", 2048), ("k", 2048), ("v", 2048), ("c", 384)):
             expected[f"{name}_proj.weight"] = (rows, 2048)
@@ -554,12 +554,14 @@ class TestStep1ImageEncoder:
         assert grid == (size[0] // 32, size[1] // 32)
         assert image.shape == (1, 8) and tokens.shape == (1, grid[0] * grid[1], 8)
 
-    @given(color=st.lists(st.integers(0, 255), min_size=3, max_size=3))
-    def test_pixels_are_normalized_by_clips_statistics(self, color):
-        pixels = torch.tensor(color, dtype=torch.uint8).reshape(1, 3, 1, 1)
+    @given(pixels=arrays(np.uint8, (2, 3, 2, 4)))
+    def test_pixels_are_normalized_by_clips_statistics(self, pixels):
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-        expected = [(c / 255 - m) / s for c, m, s in zip(color, mean, std, strict=True)]
-        torch.testing.assert_close(vlpt.normalize(pixels).flatten(), torch.tensor(expected))
+        normalized = vlpt.normalize(torch.from_numpy(pixels))
+        assert normalized.shape == pixels.shape and normalized.dtype == torch.float32
+        for b, c, y, x in np.ndindex(*pixels.shape):
+            expected = (pixels[b, c, y, x] / 255 - mean[c]) / std[c]
+            assert normalized[b, c, y, x].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
     @pytest.mark.parametrize(
         ("name", "size", "message"),
@@ -572,6 +574,7 @@ class TestStep1ImageEncoder:
                 "backbone_size: expected layers .* and optionally width .*, got {}",
             ),
             ("clip_resnet", {"layers": (1,), "depth": 2}, "backbone_size: .* got .*depth"),
+            ("clip_resnet", {"layers": ()}, "backbone_size: .*one to four .* got .*layers"),
             ("clip_resnet", {"layers": (1,) * 5}, "backbone_size: .*one to four .* got .*layers"),
             ("clip_resnet", {"layers": (0, 2)}, "backbone_size: .*positive .* got .*layers"),
         ],
@@ -580,9 +583,11 @@ class TestStep1ImageEncoder:
         with pytest.raises(ValueError, match=message):
             vlpt.build_backbone(name, **size)
 
-    def test_heads_that_do_not_divide_the_width_are_an_error(self):
-        with pytest.raises(ValueError, match="heads: expected a divisor of the width 8, got 3"):
-            vlpt.Attention(8, 3)
+    @pytest.mark.parametrize("heads", [0, 3])
+    def test_heads_that_do_not_divide_the_width_are_an_error(self, heads):
+        message = f"heads: expected a divisor of the width 8, got {heads}"
+        with pytest.raises(ValueError, match=message):
+            vlpt.Attention(8, heads)
 
 
 class TestStep2Embedding:
@@ -598,7 +603,7 @@ class TestStep2Embedding:
     @given(token_ids=token_ids, text_encoder=text_encoders)
     def test_is_a_one_hot_vector_times_a_matrix_plus_a_position(self, token_ids, text_encoder):
         """For PAD, MASK, UNK and characters at all of the 25 positions."""
-        text, ids = small_model(text_encoder).text, torch.from_numpy(token_ids)
+        text, ids = small_text(text_encoder), torch.from_numpy(token_ids)
         embedded = text.embed(ids)
         assert embedded.shape == (*ids.shape, 6)
         matrix = text.token_embedding.weight.tolist()
@@ -611,7 +616,7 @@ class TestStep2Embedding:
 
     @pytest.mark.parametrize("text_encoder", TEXT_ENCODERS)
     def test_its_gradient_is_its_derivative(self, text_encoder):
-        text, ids = small_model(text_encoder).text, encode([["ab", "cda"], ["d"]])
+        text, ids = small_text(text_encoder), encode([["ab", "cda"], ["d"]])
         assert_gradient_is_derivative(text, lambda: text.embed(ids).sin())
 
     def test_positions_are_learned_parameters(self):
@@ -628,7 +633,7 @@ class TestStep3TextEncoder:
     @example(batch=[["abcd?" * 5, "a"]])  # every position
     def test_a_masked_word_is_encoded_alone_and_without_pads(self, batch):
         L = max([4, *(len(word) for words in batch for word in words)])
-        text, (ids, _) = small_model().text, mask(encode(batch, L))
+        text, (ids, _) = small_text(), mask(encode(batch, L))
         features = text(ids)
         assert features.shape == (len(batch), L, 3, 8)
         for b, words in enumerate(batch):
@@ -640,7 +645,7 @@ class TestStep3TextEncoder:
     @fewer_examples
     @given(words=some_image_words)
     def test_in_the_sentence_ablation_all_words_are_one_sequence(self, words):
-        text, (ids, _) = small_model("sentence").text, mask(encode([words]))
+        text, (ids, _) = small_text("sentence"), mask(encode([words]))
         places = [(j, i) for i, word in enumerate(words) for j in range(len(word))]
         characters = [(ids[0, j, i].item(), j, i) for j, i in places]
         features = text(ids)
@@ -651,7 +656,7 @@ class TestStep3TextEncoder:
     def test_words_of_an_image_never_see_each_other(self, first, second, third):
         assume(second != third)
         ids = encode([[first], [first, second], [first, third]])
-        text, sentence = small_model().text, small_model("sentence").text
+        text, sentence = small_text(), small_text("sentence")
         alone, with_second, with_third = text(ids)[:, : len(first), 0]
         assert_equal(alone, with_second)
         assert_equal(alone, with_third)
@@ -660,13 +665,13 @@ class TestStep3TextEncoder:
 
     @given(words=st.lists(a_word, min_size=3, max_size=3), order=st.permutations(range(3)))
     def test_permuting_the_words_permutes_the_features(self, words, order):
-        text, ids = small_model().text, encode([words])
+        text, ids = small_text(), encode([words])
         is_char = ids[:, :, order] != PAD
         assert_equal(text(ids[:, :, order])[is_char], text(ids)[:, :, order][is_char])
 
     @given(batch=nonempty_batches, text_encoder=text_encoders)
     def test_pads_are_never_attended_to(self, batch, text_encoder):
-        text, (ids, _) = small_model(text_encoder).text, mask(encode(batch))
+        text, (ids, _) = small_text(text_encoder), mask(encode(batch))
         is_char = ids != PAD
         before = text(ids)[is_char]
         (gradient,) = torch.autograd.grad(before.square().sum(), text.token_embedding.weight)
@@ -676,13 +681,13 @@ class TestStep3TextEncoder:
         assert_equal(text(ids)[is_char], before)
 
     def test_a_character_sees_those_after_it(self):
-        text = small_model().text
+        text = small_text()
         first_characters = text(encode([["ab"], ["ac"]]))[:, 0, 0]
         assert not torch.allclose(*first_characters)
 
     @pytest.mark.parametrize("text_encoder", TEXT_ENCODERS)
     def test_its_gradient_is_its_derivative(self, text_encoder):
-        text, ids = small_model(text_encoder).text, encode([["ab", "cda"], [], ["d"]])
+        text, ids = small_text(text_encoder), encode([["ab", "cda"], [], ["d"]])
         assert_gradient_is_derivative(text, lambda: text(ids)[ids != PAD])
 
     @given(batch=batches, text_encoder=text_encoders)
@@ -826,7 +831,7 @@ class TestStep5Decoder:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_its_gradient_is_its_derivative(self, seed):
-        """By the queries, by the image tokens, which are keys and values, and by each parameter."""
+        """With respect to queries, image tokens, which are keys and values, and parameters."""
         decoder, query, tokens = small_model().decoder, randn(seed, 2, 3, 8), randn(9, 2, 6, 8)
         assert_gradient_is_derivative(
             decoder, lambda query, tokens: decoder(query, tokens, (2, 3)), query, tokens
@@ -922,6 +927,13 @@ class TestStep6CharLoss:
         targets[:, 0] = 3
         logits = torch.full((B, 25, 3, V), 0.5, dtype=torch.float64)
         assert_equal(vlpt.char_loss(logits, targets), math.log(V))
+
+    @given(V=st.integers(4, 97))
+    def test_is_ln_of_V_minus_3_for_even_guesses_among_the_characters(self, V):
+        """PAD, MASK and UNK are never targets, so a model learns to give them no probability."""
+        logits = torch.zeros(2, 25, 3, V, dtype=torch.float64)
+        logits[..., : UNK + 1] = -math.inf
+        assert_equal(vlpt.char_loss(logits, torch.full((2, 25, 3), 3)), math.log(V - 3))
 
     def test_is_zero_with_zero_gradient_if_nothing_is_masked(self):
         logits = randn(0, 2, 4, 3, 7).requires_grad_()
@@ -1077,7 +1089,7 @@ class TestStep8Total:
     @fewer_examples
     @given(batch=nonempty_batches, text_encoder=text_encoders, decoder=st.sampled_from(DECODERS))
     def test_the_gradient_of_the_whole_model_is_its_derivative(self, batch, text_encoder, decoder):
-        """By every parameter, those of a convolution in place of the backbone included.
+        """With respect to every parameter, those of a convolution for the backbone included.
 
         Finite differences need a backbone without the kinks of ReLU. The gradient of the
         convolution passes through the input of the pool.
@@ -1147,15 +1159,16 @@ class TestStep9Export:
         size = SMALL.backbone_size if name == "clip_resnet" else {}
         config = replace(SMALL, backbone=name, backbone_size=size)
         model = randomize_parameters(VLPT(config)).float()
+        model = model.to(memory_format=torch.channels_last)  # as train_min.py trains it
         vlpt.export_backbone(model, tmp_path / f"b{ending}", layout)
         loaded = vlpt.load_backbone(tmp_path / f"b{ending}", name, **size).state_dict()
         for key, value in model.backbone.state_dict().items():
             assert torch.equal(loaded[key], value), key
 
     def test_torchvision_itself_reads_the_export(self, tmp_path):
-        backbone = vlpt.build_backbone("resnet50")
+        backbone = vlpt.build_backbone("resnet18")
         vlpt.export_backbone(backbone, tmp_path / "b.pt")
-        theirs = torchvision.models.resnet50(weights=None)
+        theirs = torchvision.models.resnet18(weights=None)
         keys = theirs.load_state_dict(torch.load(tmp_path / "b.pt"), strict=False)
         assert keys.missing_keys == ["fc.weight", "fc.bias"] and not keys.unexpected_keys
         for key, value in backbone.state_dict().items():
@@ -1236,9 +1249,9 @@ class TestModel:
         max_size=2,
     )
 
-    @pytest.mark.parametrize("name", [*BACKBONES, "clip_resnet"])
+    @pytest.mark.parametrize("name", ["resnet18", "clip_resnet"])
     def test_everything_is_B_25_3(self, name):
-        """Each backbone with both text encoders, on random words of all printable characters."""
+        """With both text encoders, on random words of all printable characters."""
         size = SMALL.backbone_size if name == "clip_resnet" else {}
         config = replace(
             SMALL, alphabet=vlpt.PRINTABLE, backbone=name, backbone_size=size, image_size=32
@@ -1366,7 +1379,7 @@ class TestModel:
 
     def test_every_part_has_the_sizes_of_its_own_settings(self):
         model = small_model()
-        assert [layer.attn.heads for layer in model.text.layers] == [3]
+        assert [layer.attn.heads for layer in model.text.layers] == [3, 3]
         assert [layer.attn.heads for layer in model.decoder.layers] == [2, 2]
         model = VLPT(replace(SMALL, backbone_size={"width": 4, "layers": (1, 1, 1)}))
         assert model.pool.side == model.decoder.side == 64 // 16
@@ -1389,14 +1402,27 @@ class TestModel:
             (model.pool.positional_embedding, model.backbone.channels**-0.5),
             (model.decoder.positional_embedding, TINY.embed_dim**-0.5),
         ):
+            # Four standard deviations of the estimate from the smallest table, of 832 numbers.
             assert table.std().item() == pytest.approx(std, rel=0.1)
 
     def test_attention_starts_with_a_standard_deviation_of_width_to_the_minus_half(self):
         torch.manual_seed(0)
-        attention = vlpt.Attention(256, 4)
+        attention = vlpt.Attention(256, 4, out_width=64)
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.c_proj):
             assert abs(layer.weight.std().item() * 16 - 1) < 0.02 and not layer.bias.any()
         assert VLPT(SMALL).logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+    def test_other_linear_layers_start_as_torch_starts_them(self):
+        """Uniformly between -bound and bound, the number of inputs to the minus half."""
+        torch.manual_seed(0)
+        model = VLPT(TINY)
+        mlps = [model.text.layers[0].mlp, model.decoder.layers[0].mlp]
+        layers = [model.text.text_projection, model.head]
+        layers += [layer for mlp in mlps for layer in (mlp.c_fc, mlp.c_proj)]
+        for layer in layers:
+            bound = layer.in_features**-0.5
+            assert layer.weight.abs().max() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
     def test_the_same_seed_gives_the_same_parameters_and_outputs(self):
         outputs = []
@@ -1459,6 +1485,7 @@ class TestModel:
             ((2, 3, 64, 64), (2, 26, 3), r"ids: expected .* got \(2, 26, 3\)"),
             ((2, 3, 64, 64), (2, 24, 4), r"ids: expected .* got \(2, 24, 4\)"),
             ((2, 3, 64, 64), (2, 0, 3), r"ids: expected .* got \(2, 0, 3\)"),
+            ((2, 3, 64, 64), (2, 24, 0), r"ids: expected .* got \(2, 24, 0\)"),
             ((2, 3, 64, 64), (2, 25), r"ids: expected .* got \(2, 25\)"),
         ],
     )

@@ -81,6 +81,7 @@ D11 and most of D7 and D8 are in the trainer and its data.
          a long word has to give way, and no UNK. Both vocabularies have 97 entries.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -159,9 +160,9 @@ class Alphabet:
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Turn (L, N) ids into N words. PAD prints nothing, MASK "_", UNK the sign U+FFFD."""
+        """Turn (L, N) ids into N words: MASK is "_", UNK U+FFFD, PAD and IGNORE_INDEX nothing."""
         text = ["", "_", "\ufffd", *self.chars]
-        return ["".join(text[k] for k in word) for word in ids.T.tolist()]
+        return ["".join(text[k] for k in word if k != IGNORE_INDEX) for word in ids.T.tolist()]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Config:
     """The sizes of a model and the paper's ablations. The defaults are those of the released code.
 
     Raises:
-        ValueError: image_size, text_layers, decoder_layers, text_encoder or decoder is not
+        ValueError: image_size, a number of layers or heads, text_encoder or decoder is not
             possible. Other values are checked by the layers that are built with them.
     """
 
@@ -193,6 +194,10 @@ class Config:
         for name in ("text_layers", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, width in (("text_heads", "text_width"), ("decoder_heads", "embed_dim")):
+            size, heads = getattr(self, width), getattr(self, name)
+            if heads < 1 or size % heads:
+                raise ValueError(f"{name}: expected a divisor of {width}, {size}, got {heads}")
         if self.text_encoder not in ("character", "sentence"):
             raise ValueError(
                 f"text_encoder: expected 'character' or 'sentence', got {self.text_encoder!r}"
@@ -215,6 +220,7 @@ TINY = Config(  # learns to read digits on a CPU in minutes
 
 def normalize(pixels: Tensor) -> Tensor:
     """Normalise RGB pixels (B, 3, H, W), uint8 in 0..255, by CLIP's mean and std, to float32."""
+    # Channel by channel, since copying a tensor of constants to a GPU makes the host wait.
     channels = [(pixels[:, c] / 255 - PIXEL_MEAN[c]) / PIXEL_STD[c] for c in range(3)]
     return torch.stack(channels, dim=1)
 
@@ -279,11 +285,9 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.bn3.weight)  # a new block returns its shortcut
         self.downsample = nn.Sequential()  # the shortcut, by default the identity
         if stride > 1 or in_channels != out_channels:
-            shortcut_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            shortcut_norm = nn.BatchNorm2d(out_channels)
             self.downsample.add_module("-1", self.avgpool)  # the names in CLIP's checkpoints
-            self.downsample.add_module("0", shortcut_conv)
-            self.downsample.add_module("1", shortcut_norm)
+            self.downsample.add_module("0", nn.Conv2d(in_channels, out_channels, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -331,14 +335,9 @@ class TorchvisionResNet(Backbone):
     def __init__(self, name: str) -> None:
         resnet = torchvision.models.get_model(name, weights=None)
         super().__init__(name, 4, resnet.fc.in_features)
-        self.conv1 = resnet.conv1
-        self.bn1 = resnet.bn1
-        self.relu = resnet.relu
-        self.maxpool = resnet.maxpool
-        self.layer1 = resnet.layer1
-        self.layer2 = resnet.layer2
-        self.layer3 = resnet.layer3
-        self.layer4 = resnet.layer4
+        for child, module in resnet.named_children():
+            if child not in ("avgpool", "fc"):
+                self.add_module(child, module)
 
     def stem(self, images: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(images)))  # stride 2
@@ -390,7 +389,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, out_width: int | None = None) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
         self.q_proj = nn.Linear(width, width)
@@ -424,7 +423,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
-    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+    def attention_weights(self, query: Tensor, key: Tensor) -> Tensor:
         """How much each query attends to each key, (B, Q, S), the mean over heads; for figures."""
         q = self.split_heads(self.q_proj(query))  # (B, heads, Q, width/heads)
         k = self.split_heads(self.k_proj(key))  # (B, heads, S, width/heads)
@@ -482,24 +481,18 @@ class AttentionPool(Attention):
 # ---- Steps 2 and 3: character embedding and text encoder ---------------------------------------
 
 
-class QuickGELU(nn.Module):
-    """CLIP's approximation of GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 class MLP(nn.Module):
     """The two-layer perceptron of a Transformer layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGELU()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        x = self.c_fc(x)
+        x = x * torch.sigmoid(1.702 * x)  # QuickGELU, CLIP's approximation of GELU
+        return self.c_proj(x)
 
 
 class EncoderLayer(nn.Module):
@@ -670,7 +663,7 @@ class VisualTextualDecoder(nn.Module):
         *earlier_layers, last_layer = self.layers
         for layer in earlier_layers:
             query = layer(query, key, image_tokens)
-        return last_layer.attn.weights(query, key)
+        return last_layer.attn.attention_weights(query, key)
 
 
 # ---- The model ---------------------------------------------------------------------------------
@@ -752,7 +745,11 @@ class VLPT(nn.Module):
     def decode(
         self, char_features: Tensor, image: Tensor, image_tokens: Tensor, grid: Sequence[int]
     ) -> Tensor:
-        """Step 5: character features (B, L, N, D) to logits (B, L, N, V) over the vocabulary."""
+        """Step 5: character features (B, L, N, D) to logits (B, L, N, V) over the vocabulary.
+
+        The image tokens (B, S, D) are those of a feature map of the size `grid`, (h, w). The image
+        feature (B, D) is read by the ablation decoder="none" alone.
+        """
         query = char_features.flatten(1, 2)  # (B, L * N, D), D2: every character
         if self.decoder is None:
             y = query + image.unsqueeze(1)
@@ -784,7 +781,7 @@ class VLPT(nn.Module):
         feature_map = self.backbone(images)[-1]
         h, w = feature_map.shape[2:]
         tokens = self.pool.to_tokens(feature_map)
-        pool_weights = self.pool.weights(tokens, tokens[:, 1:])  # (B, 1 + S, S)
+        pool_weights = self.pool.attention_weights(tokens, tokens[:, 1:])  # (B, 1 + S, S)
         image_map = pool_weights[:, 0]  # (B, S)
         _, image_tokens = self.pool(feature_map)
         query = self.text(ids).flatten(1, 2)  # (B, L * N, D)
@@ -1035,11 +1032,9 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     # CLIP's pool and torchvision's classifier are no part of the backbone.
     state = {k: v for k, v in state.items() if not k.startswith(("attnpool.", "fc."))}
     # Of all layouts, take the one that shares the most names with the file.
-    native_keys: dict[str, str] = {}
-    for layout in LAYOUTS:
-        candidate = {theirs: ours for ours, theirs in layout_keys(backbone, layout).items()}
-        if len(state.keys() & candidate.keys()) > len(state.keys() & native_keys.keys()):
-            native_keys = candidate
+    layouts = [layout_keys(backbone, layout) for layout in LAYOUTS]
+    best = max(layouts, key=lambda keys: len(state.keys() & set(keys.values())))
+    native_keys = {theirs: ours for ours, theirs in best.items()}
     state = {native_keys.get(key, key): value for key, value in state.items()}
     try:
         backbone.load_state_dict(state)
@@ -1093,7 +1088,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (OSError, ImportError):
         raise
     except Exception as error:  # every kind of damage raises an exception of its own
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+        raise ValueError(
+            f"{path}: expected a checkpoint of tensors and plain values, got a damaged file or "
+            f"other Python objects ({type(error).__name__})"
+        ) from None
 
 
 def is_torchscript(path: Path) -> bool:
@@ -1119,7 +1117,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"{path}: cannot be written ({error.strerror or error}); the file is as it was before"
         ) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its error would hide the one above
+            part.unlink(missing_ok=True)
 
 
 def print_shapes(config: Config) -> None:

@@ -47,6 +47,11 @@ MUTANTS = [
      "table_2d = table.T.reshape(1, -1, side, side).mT"),
     ("pixels not scaled to 1", "TestStep1", "pixels[:, c] / 255", "pixels[:, c]"),
     ("pixels are rounded down", "TestStep1", "pixels[:, c] / 255", "pixels[:, c] // 255"),
+    ("channels of pixels come last", "TestStep1", "torch.stack(channels, dim=1)",
+     "torch.stack(channels, dim=-1)"),
+    ("an attention without heads", "TestStep1", "heads < 1 or width % heads", "width % heads"),
+    ("a backbone without stages", "TestStep1", '1 <= len(size["layers"]) <= 4',
+     'len(size["layers"]) <= 4'),
     ("positions of the transposed map", "TestStep1", "self.side, feature_map.shape[2:])",
      "self.side, feature_map.shape[2:][::-1])"),
     ("bilinear positions", "TestStep1", 'mode="bicubic"', 'mode="bilinear"'),
@@ -63,6 +68,8 @@ MUTANTS = [
      "words_per_sequence = MAX_WORDS  # the words"),
     ("MASK embedded as UNK", "TestStep2", "self.token_embedding(ids) + positions",
      "self.token_embedding(ids.masked_fill(ids == MASK, UNK)) + positions"),
+    ("the sentence ablation is ignored", "TestStep2",
+     "SentenceEncoder(config) if is_sentence else TextEncoder(config)", "TextEncoder(config)"),
     # step 3
     ("words see each other", "TestStep3", "return x.transpose(1, 2).flatten(0, 1)",
      "return x.transpose(1, 2).flatten(1, 2)"),
@@ -80,6 +87,8 @@ MUTANTS = [
     ("no final norm in the text encoder", "TestStep3", "self.text_projection(self.ln_final(x))",
      "self.text_projection(x)"),
     ("another GELU", "TestStep3", "x * torch.sigmoid(1.702 * x)", "x * torch.sigmoid(x)"),
+    ("only the first text layer", "TestStep3", "x = layer(x, valid)",
+     "x = self.layers[0](x, valid)"),
     ("pads in the mean over characters", "TestStep3",
      "masked_mean(char_features, is_char, dim=1)", "char_features.mean(1)"),
     ("empty slots in the mean over words", "TestStep3",
@@ -213,7 +222,7 @@ MUTANTS = [
     ("tensors that do not fit are ignored", "tests/test_export.py",
      "backbone.load_state_dict(state)", "backbone.load_state_dict(state, strict=False)"),
     ("the worst layout is guessed", "TestStep9",
-     "(state.keys() & candidate.keys()) > len", "(state.keys() & candidate.keys()) < len"),
+     "best = max(layouts, key=", "best = min(layouts, key="),
     ("module. is kept", "TestStep9", '.removeprefix("module.")', ""),
     ("the last prefix is taken", "TestStep9", "for prefix in prefixes:",
      "for prefix in prefixes[::-1]:"),
@@ -224,6 +233,14 @@ MUTANTS = [
      "pass"),
     ("a failed export leaves its part", "tests/test_export.py", "part.unlink(missing_ok=True)",
      "pass"),
+    ("a part that cannot be removed hides the error", "tests/test_export.py",
+     "contextlib.suppress(OSError)", "contextlib.suppress()"),
+    ("tensors of another memory format are exported as they are", "TestStep9",
+     "tensor.cpu().contiguous()", "tensor.cpu()"),
+    ("a note replaces metadata", "tests/test_export.py", '"vlpt_version": __version__,',
+     '"vlpt_version": __version__, **notes,'),
+    ("a missing package is called a damaged file", "tests/test_export.py",
+     "except (OSError, ImportError):", "except OSError:"),
     ("the metadata of another layout", "tests/test_export.py", '"layout": layout,',
      '"layout": "native",'),
     ("metadata without the alphabet", "tests/test_export.py",
@@ -241,6 +258,7 @@ MUTANTS = [
     ("the head computes in half precision", "TestModel", "with autocast_off(y):", "if True:"),
     ("any width of an image", "TestModel", " or shape[3] % 32", ""),
     ("four words an image", "TestModel", "range(1, MAX_WORDS + 1)", "range(1, MAX_WORDS + 2)"),
+    ("no words an image", "TestModel", "range(1, MAX_WORDS + 1)", "range(MAX_WORDS + 1)"),
     ("dropout in training", "TestModel", "(q, k, v, attn_mask=mask)",
      "(q, k, v, attn_mask=mask, dropout_p=0.1 * self.training)"),
     ("one text layer", "TestModel", "range(config.text_layers)", "range(1)"),
@@ -256,6 +274,12 @@ MUTANTS = [
      "else VisualTextualDecoder(config, 2)"),
     ("another initialisation of attention", "TestModel", "std=width**-0.5)  # D9",
      "std=2 * width**-0.5)  # D9"),
+    ("attention's output starts by its own width", "TestModel", "std=width**-0.5)  # D9",
+     "std=layer.out_features**-0.5)  # D9"),
+    ("the head starts as the released one", "TestModel",
+     "self.head = nn.Linear(config.embed_dim, len(Alphabet(config.alphabet)))",
+     "self.head = nn.Linear(config.embed_dim, len(Alphabet(config.alphabet)))\n"
+     "        nn.init.normal_(self.head.weight, std=config.text_width**-0.5)"),
     # words
     ("words are cut after 24 characters", "tests/test_words.py",
      "normalize_text(word)[:MAX_CHARS]", "normalize_text(word)[: MAX_CHARS - 1]"),
@@ -266,6 +290,13 @@ MUTANTS = [
      "self.index.get(char, PAD)"),
     ("an alphabet may repeat a character", "tests/test_words.py",
      " or len(set(self.chars)) != len(self.chars)", ""),
+    ("targets have a letter where nothing is masked", "tests/test_words.py",
+     "for k in word if k != IGNORE_INDEX", "for k in word"),
+    ("a negative image size", "tests/test_words.py", "self.image_size <= 0",
+     "self.image_size == 0"),
+    ("a model without heads", "tests/test_words.py", "heads < 1 or size % heads", "size % heads"),
+    ("the text encoder's heads divide another width", "tests/test_words.py",
+     '("text_heads", "text_width")', '("text_heads", "embed_dim")'),
 ]
 # fmt: on
 
@@ -294,7 +325,7 @@ def find_killer(mutant: tuple[str, str, str, str]) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tests").mkdir()
         (Path(folder) / "vlpt.py").write_text(source.replace(old, new))
-        for path in ("pyproject.toml", *TESTS):
+        for path in ("pyproject.toml", "conftest.py", *TESTS):
             (Path(folder) / path).write_text((ROOT / path).read_text())
         return first_failure(Path(folder), *selection) or first_failure(Path(folder), *TESTS)
 

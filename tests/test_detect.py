@@ -556,7 +556,7 @@ class TestMistakes:
         )
         assert "noise.pt: " in self.fails(capsys, "predict", "noise.pt", "a.png")
         message = self.fails(capsys, "train", "--init", "noise.pt", *TINY)
-        assert message.startswith("noise.pt: not a readable checkpoint")
+        assert message.startswith("noise.pt: expected a checkpoint of tensors")
         vlpt.export_backbone(vlpt.build_backbone("resnet18"), "r18.pt")
         for name in ("other.pt", "r18.pt"):
             assert self.fails(capsys, "train", "--init", name, *TINY) == (

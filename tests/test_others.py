@@ -51,7 +51,7 @@ class TestTorch:
         expected, _ = self.theirs(ours)(query, key, value, key_padding_mask=~valid)
         assert_equal(ours(query, key, value, valid), expected)
         _, weights = self.theirs(ours)(query, key, value)
-        assert_equal(ours.weights(query, key), weights)
+        assert_equal(ours.attention_weights(query, key), weights)
 
     def test_encoder_is_a_pre_norm_transformer_encoder(self):
         layers = [vlpt.EncoderLayer(12, 3).double() for _ in range(2)]

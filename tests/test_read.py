@@ -83,7 +83,7 @@ class TestModelFiles:
             with pytest.raises(ValueError, match=rf"^\S+{name}: expected [^\n]*$"):
                 weights.load_model(tmp_path / name)
         (tmp_path / "text.pt").write_text("no model")
-        with pytest.raises(ValueError, match="not a readable checkpoint"):
+        with pytest.raises(ValueError, match="expected a checkpoint of tensors"):
             weights.load_model(tmp_path / "text.pt")
         with pytest.raises(ValueError, match="got no checkpoint"):
             weights.load_model(tmp_path)

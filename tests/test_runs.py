@@ -233,10 +233,10 @@ class TestResume:
     @pytest.mark.parametrize(
         ("content", "told"),
         [
-            ("cut", "not a readable checkpoint"),
+            ("cut", "expected a checkpoint of tensors"),
             ("foreign", "expected a checkpoint of train_min.py"),
             ("other sizes", "expected this run's model"),
-            ("evil", "not a readable"),
+            ("evil", "expected a checkpoint of tensors"),
         ],
     )
     def test_a_damaged_or_foreign_checkpoint_is_refused_and_the_one_before_offered(

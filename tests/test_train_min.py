@@ -784,7 +784,7 @@ class TestRuns:
             (["--data", "icdar2015:nowhere"], "nowhere.*expected .*, got no such"),
             (["--data", "jsonl:nowhere"], "nowhere: expected .*, got no such"),
             (["--init", "none.pt"], "none.pt: No such file or directory"),
-            (["--init", train_min.__file__], "train_min.py: not a readable checkpoint"),
+            (["--init", train_min.__file__], "train_min.py: expected a checkpoint of tensors"),
             (
                 ["--init", "torchvision"],
                 "expected --backbone to be one of resnet18, .* got clip_resnet",

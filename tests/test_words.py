@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import vlpt
-from vlpt import MASK, PAD, TINY, UNK, Alphabet
+from vlpt import IGNORE_INDEX, MASK, PAD, TINY, UNK, Alphabet
 
 HANGUL_AND_ACCENTS = "한국어éèçñåôüŽ中文"  # each one character; decomposed, Hangul has two or three
 
@@ -30,6 +30,10 @@ class TestAlphabet:
     def test_masked_and_unknown_characters_are_shown(self):
         ids = torch.tensor([[3, PAD], [MASK, PAD], [UNK, PAD]])
         assert Alphabet("ab").decode(ids) == ["a_\ufffd", ""]
+
+    def test_of_targets_the_masked_characters_are_shown(self):
+        targets = torch.tensor([[IGNORE_INDEX, 3], [4, IGNORE_INDEX]])
+        assert Alphabet("ab").decode(targets) == ["b", "a"]
 
     @given(words=st.lists(st.text("ab?é", min_size=1), max_size=3))
     def test_a_character_outside_the_alphabet_is_unknown(self, words):
@@ -71,10 +75,14 @@ class TestConfig:
         [
             ("image_size", 100, "image_size: expected a multiple of 32, got 100"),
             ("image_size", 0, "image_size: expected a multiple of 32, got 0"),
+            ("image_size", -32, "image_size: expected a multiple of 32, got -32"),
             ("text_encoder", "bert", "text_encoder: expected 'character' or 'sentence', got 'bert"),
             ("decoder", "lstm", "decoder: expected 'visual_textual' or 'none', got 'lstm'"),
             ("text_layers", -1, "text_layers: expected at least 1, got -1"),
             ("decoder_layers", 0, "decoder_layers: expected at least 1, got 0"),
+            ("text_heads", 0, "text_heads: expected a divisor of text_width, 64, got 0"),
+            ("text_heads", 128, "text_heads: expected a divisor of text_width, 64, got 128"),
+            ("decoder_heads", 7, "decoder_heads: expected a divisor of embed_dim, 128, got 7"),
         ],
     )
     def test_an_impossible_value_is_an_error(self, field, value, message):
