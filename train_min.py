@@ -41,7 +41,7 @@ from training.dataset import Batch
 from training.distributed import print_rank0, rank, world_size
 from training.gradcache import cached_backward
 from training.init import load_init
-from training.log import Log, check_tensorboard, name_pictures
+from training.log import Log, check_tensorboard
 from training.options import Parser, folder_name, number, some_path
 from training.recompute import recompute
 from training.retrieval import Retrieval, unmasked_words
@@ -352,7 +352,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             f"warning: the run's {steps:,} steps are all part of its {args.warmup:,} steps of "
             f"warm-up, so it never reaches its learning rate of {args.lr}; see --warmup"
         )
-    log = Log(chance, entropy, out, args.tensorboard, done * args.batch, log_state)
+    log = Log(training_set, args.batch, chance, entropy, out, args.tensorboard, done, log_state)
     heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)
     if done == steps:
         log.require_evaluation(steps * args.batch)
@@ -361,10 +361,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     masked_only = vlpt.MaskedOnly(model)
     trained = distributed.distribute(masked_only)
     batches = data.training_batches(training_set, args.batch, done + 1, steps, workers)
-    hidden = True if rank() else None  # None: if there is no terminal
+    hidden = True if rank() else None  # None lets tqdm itself hide the bar without a terminal
     bar = tqdm(total=steps * args.batch, initial=done * args.batch, leave=False, disable=hidden)
-    naming_pictures = name_pictures(training_set, args.batch)  # in errors of a step
-    with runs.catch_signals() as caught, bar, contextlib.closing(batches), naming_pictures:
+    with runs.catch_signals() as caught, bar, contextlib.closing(batches):
         start = time.perf_counter()
         for step, batch in enumerate(batches, start=done + 1):
             waited = time.perf_counter() - start
@@ -377,7 +376,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             )
             numbers = train_step(trained, optimizer, images, ids, targets, args.accumulate)
             log.step(samples, numbers)  # stops one step late if they are not finite
-            log.time(waited, time.perf_counter() - start)
+            log.record_time(waited, time.perf_counter() - start)
             bar.update(args.batch)
 
             is_evaluated = step % math.ceil(steps / 10) == 0 or step == steps
@@ -388,7 +387,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                 line = log.evaluation(samples, evaluate(model, heldout_batches, args.seed))
                 with bar.external_write_mode():
                     print_rank0(line)
-                log.reading(samples, model, heldout)
+                log.log_reading(samples, model, heldout)
             if is_evaluated or stop:
                 log.gather_skipped()
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())
@@ -403,7 +402,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         return
     path = out / "backbone.safetensors"
     vlpt.export_backbone(model, path, training_data=args.data, steps=steps)
-    result = {**log.evaluations[-1], "skipped": log.skipped.total(), "wait": log.wait()}
+    result = {**log.evaluations[-1], "skipped": log.skipped.total(), "wait": log.wait_share()}
     result["seconds"] = round(log.elapsed())
     metrics = {"result": result, "evaluations": log.evaluations}
     vlpt.write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())

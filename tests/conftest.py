@@ -42,8 +42,8 @@ def make_log(tmp_path):
     """A function that returns the log of a run, by default of a new one."""
     from training.log import Log
 
-    def make(samples=0, state=None):
-        return Log((1.0, 1.0), 1.0, tmp_path, False, samples, state or {})
+    def make(done=0, state=None):
+        return Log(None, 8, (1.0, 1.0), 1.0, tmp_path, False, done, state or {})
 
     return make
 

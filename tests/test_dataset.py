@@ -213,7 +213,7 @@ class TestTrainingOnFiles:
         assert abs(small.astype(int) - plain).mean() < 4
 
     @settings(max_examples=60, deadline=None, derandomize=True)
-    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # is it as large as it will be
+    @example(seed=0, shape=(128, 128), at=(0.3, 0.3))  # the picture already has its final size
     @given(
         seed=st.integers(0, 2**31),
         shape=st.tuples(st.integers(60, 200), st.integers(60, 200)),

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from torch import nn
 
 import vlpt
 from training.recompute import recompute
@@ -33,6 +34,18 @@ class TestRecompute:
             assert torch.equal(a.grad, b.grad), k
         theirs = again.state_dict()
         assert list(theirs) == list(plain.state_dict())
+        assert all(torch.equal(v, theirs[k]) for k, v in plain.state_dict().items())
+
+    @backbones
+    def test_statistics_that_processes_share_move_once_as_well(self, name, size):
+        """SyncBatchNorm, which runs on a CPU as long as there is only one process."""
+        torch.manual_seed(0)
+        plain = vlpt.build_backbone(name, **size)
+        again, x = recomputed(copy.deepcopy(plain)), torch.randn(3, 3, 64, 64)
+        nn.SyncBatchNorm.convert_sync_batchnorm(again)
+        for net in (plain, again):
+            sum(y.square().mean() for y in net(x)).backward()
+        theirs = again.state_dict()
         assert all(torch.equal(v, theirs[k]) for k, v in plain.state_dict().items())
 
     @backbones

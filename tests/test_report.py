@@ -240,7 +240,7 @@ class TestAttention:
         assert "no decoder" in figure.get_suptitle()
         assert all(len(axes.images) <= 1 for axes in figure.axes)
 
-    def test_no_picture_is_said(self, tmp_path):
+    def test_an_attention_figure_without_a_readable_picture_is_an_error(self, tmp_path):
         model, heldout = photographs(tmp_path, ["ab"])
         (tmp_path / "0.png").unlink()
         with pytest.raises(
@@ -543,7 +543,7 @@ class TestCompare:
         head = report.compare(folders, tmp_path / "c.png").splitlines()[0]
         assert head.split() == ["a/demo", "b/demo", "b/demo", "-", "a/demo"]
 
-    def test_one_that_goes_on_and_was_cut_short_is_compared_and_said(self, tmp_path):
+    def test_an_unfinished_run_is_compared_with_a_note(self, tmp_path):
         folders = [write_run(tmp_path / "A"), write_run(tmp_path / "B", ended=False, log="{")]
         text = report.compare(folders, tmp_path / "c.png")
         assert "the same options" in text

@@ -21,9 +21,9 @@ def augment(
 ) -> tuple[Tensor, np.ndarray | None]:
     """Vary a picture and make it a square.
 
-    Brightness, contrast and colour always change. Where there are quads, up to 15 % is cut off
-    each side, but nothing of a quad. The rest is turned by up to 5 degrees, unless that would move
-    a quad out of view.
+    Brightness, contrast and colour always change. Where there are quads, they are clipped to the
+    picture, and up to 15 % is cut off each side, but nothing of a quad. The rest is turned by up to
+    5 degrees, unless that would move a quad out of view.
 
     Args: pixels, (3, H, W) uint8; quads, (words, 4, 2) or None; size, of the square in pixels.
     Returns: (3, size, size) uint8, and the quads in it.
@@ -53,7 +53,7 @@ def augment(
 
 
 def crop(pixels: Tensor, quads: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-    """Cut off a random part of each side that has no quad in it."""
+    """Clip quads to the picture, and cut off a random part of each side that has no quad in it."""
     height, width = pixels.shape[1:]
     whole = np.array([width, height])
     quads = quads.clip(0, whole)

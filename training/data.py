@@ -6,7 +6,6 @@ docs/runs.md).
 """
 
 import argparse
-import math
 import multiprocessing
 import os
 import shutil
@@ -48,7 +47,10 @@ def open_data(
     source = readers.open_source(args.data, "heldout", size, args.eval, seed, scene)
     heldout = Pretraining(source, alphabet, size, seed)
     if len(heldout.indices) < 2:
-        raise ValueError(f"{args.data}: expected at least 2 usable held-out pictures, got 1")
+        raise ValueError(
+            f"{args.data}: expected at least 2 usable held-out pictures, got 1; without a split of "
+            "its own, a data set holds out every tenth picture, so it needs 20 or more"
+        )
     return train, heldout
 
 
@@ -60,21 +62,22 @@ def describe(data: Pretraining) -> str:
 
 
 class SkipUnreadable(Dataset[Any]):
-    """Item k is picture k or, if that cannot be read, the next one that can.
+    """Item k is picture k or, if that cannot be read, the next of `attempts` pictures that can.
 
-    Each item is a list: the reasons why pictures could not be read, and then the picture.
+    Each item is a list: the reasons why pictures could not be read, and then the picture, if any.
     """
 
-    def __init__(self, data: Pretraining) -> None:
+    def __init__(self, data: Pretraining, attempts: int) -> None:
         self.data = data
+        self.attempts = attempts
 
     def __getitem__(self, k: int) -> list[Item]:
-        attempts: list[Item] = []
-        for offset in range(MAX_ATTEMPTS):
-            attempts.append(self.data[k + offset])
-            if not isinstance(attempts[-1], str):
+        found: list[Item] = []
+        for offset in range(self.attempts):
+            found.append(self.data[k + offset])
+            if not isinstance(found[-1], str):
                 break
-        return attempts
+        return found
 
 
 def collate_attempts(items: list[list[Item]]) -> Batch:
@@ -89,22 +92,22 @@ def init_worker(_worker: int) -> None:
 
 
 def make_loader(
-    data: Pretraining, batches: Iterable[Any], workers: int, train: bool = False
+    data: Pretraining, batches: Iterable[Any], workers: int, attempts: int = 1
 ) -> Iterator[Batch]:
     """Load batches.
 
     Args:
         batches: the keys of each batch.
-        train: use the next readable picture in place of an unreadable one; otherwise leave it out.
+        attempts: pictures in a row to try for each key, which is left out if none can be read.
     Raises:
         RuntimeError: a worker died; the message begins with "DataLoader worker".
         OSError: as the data raise it.
     """
     loader = DataLoader(
-        SkipUnreadable(data) if train else data,
+        SkipUnreadable(data, attempts),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate_attempts if train else collate,
+        collate_fn=collate_attempts,
         worker_init_fn=init_worker,
         pin_memory=torch.cuda.is_initialized(),
     )
@@ -140,7 +143,7 @@ def training_batches(
     starts = [(step - 1) * batch + rank() * size for step in range(first_step, steps + 1)]
     keys = [range(start, start + size) for start in starts]
     num_unreadable = 0
-    for count, loaded in enumerate(make_loader(data, keys, workers, train=True), start=1):
+    for count, loaded in enumerate(make_loader(data, keys, workers, MAX_ATTEMPTS), start=1):
         num_unreadable += len(loaded.skipped)
         reason = loaded.skipped[-1] if loaded.skipped else ""
         if len(loaded.images) < size:
@@ -259,5 +262,6 @@ def character_entropy(data: Pretraining) -> float:
         counts = Counter("".join(words))
     else:
         counts = source.characters()
-    weights = [count for char, count in counts.items() if char in data.alphabet.index]
-    return -sum(w * math.log(w / sum(weights)) for w in weights if w) / sum(weights)
+    learnable = [count for char, count in counts.items() if char in data.alphabet.index]
+    shares = torch.tensor(learnable, dtype=torch.float64) / sum(learnable)
+    return torch.special.entr(shares).sum().item()

@@ -83,13 +83,9 @@ def caption(word: str, j: int, guess: str, missing: set[str]) -> tuple[str, str]
     shown = f"{before}_{after}"
     if missing & set(word):
         shown = f"{j + 1} of {len(word)}, {spell_out(word[j], missing)}"
-    return f"{shown}\n{read_there(guess, word[j], missing)}", color_of(guess == word[j])
-
-
-def read_there(guess: str, char: str, missing: set[str]) -> str:
-    """What is read in place of a character, in words."""
-    mark = "✓" if guess == char else "✗"
-    return f"read {spell_out(guess, missing) or 'nothing'} {mark}"
+    is_right = guess == word[j]
+    read = spell_out(guess, missing) or "nothing"
+    return f"{shown}\nread {read} {'✓' if is_right else '✗'}", color_of(is_right)
 
 
 def color_of(is_right: bool) -> str:
@@ -237,22 +233,20 @@ def watch(model: vlpt.VLPT, heldout: Pretraining) -> list[dict[str, Any]]:
             probs, maps = look(model, pixels, ids, positions)
             characters = []
             for n, j in enumerate(positions):
-                heat = maps[1 + n] / maps[1 + n].max() if maps else None
+                attention = None
+                if maps:
+                    heat = maps[1 + n] / maps[1 + n].max()
+                    attention = [[round(value, 3) for value in row] for row in heat.tolist()]
                 characters.append(
                     {
                         "position": j,
                         "guess": read_char(alphabet, probs[n]),
                         "probability": round(probs[n, ids[j, 0]].item(), 4),
-                        "attention": None if heat is None else round_map(heat),
+                        "attention": attention,
                     }
                 )
             found.append({"word": alphabet.decode(ids)[0], "characters": characters})
     return found
-
-
-def round_map(heat: Tensor) -> list[list[float]]:
-    """A map as lists of numbers with three decimals."""
-    return [[round(value, 3) for value in row] for row in heat.tolist()]
 
 
 def draw_watched(

@@ -5,8 +5,8 @@ https://arxiv.org/abs/2101.06983. Plain accumulation is wrong for this method, s
 contrastive loss compares every image with every text of the batch.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vlpt
 from training.distributed import gather_outputs
+from training.recompute import frozen_statistics
 
 Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[vlpt.Output, Tensor]]
 
@@ -44,8 +45,8 @@ def cached_backward(
     chunks = (x.chunk(num_pieces) for x in (images, ids, targets))
     pieces = list(zip(*chunks, strict=True))
 
-    # First pass: the outputs of every piece, without a graph.
-    with torch.no_grad(), kept_statistics(bare):
+    # First pass: the outputs of every piece, without a graph. Statistics move in the second pass.
+    with torch.no_grad(), frozen_statistics(bare):
         results = [forward(bare, *piece) for piece in pieces]
     outputs = [output for output, _ in results]
     own_targets = torch.cat([piece_targets for _, piece_targets in results])
@@ -83,12 +84,3 @@ def cached_backward(
 
 def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
-
-
-@contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Put the running statistics back after the block, since each piece is run once more."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, value in zip(model.buffers(), before, strict=True):
-        buffer.copy_(value)

@@ -4,8 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,11 @@ from training.distributed import all_gather_lists, all_reduce, print_rank0, rank
 from training.runs import warn_only
 
 TERMS = ("char", "contrastive", "scale", "acc", "norm")  # what train_step returns, in this order
+NAMES = ("L_cls", "L_bc", "scale", "accuracy", "gradient norm")  # of the terms in an error
+MAX_NAMED = 8  # pictures that an error names
 HEADER = (
     "  pictures   L_cls    L_bc   scale   read | held-out right  other    i2t    t2i  img/s   wait"
 )
-
-
-class NonFinite(FloatingPointError):
-    """The loss of a step or its gradient is infinite or not a number."""
-
-    def __init__(self, samples: int, terms: Mapping[str, float], pictures: str = "") -> None:
-        names = dict(
-            zip(TERMS, ("L_cls", "L_bc", "scale", "accuracy", "gradient norm"), strict=True)
-        )
-        values = ", ".join(f"{names[key]} {value:.4g}" for key, value in terms.items())
-        super().__init__(
-            f"training: expected finite losses and gradients, got {values} after {samples:,} "
-            f"pictures{pictures}"
-        )
-        self.samples = samples
-        self.terms = terms
-
-
-@contextmanager
-def name_pictures(data: Pretraining, batch: int, shown: int = 8) -> Iterator[None]:
-    """Add to a `NonFinite` of the block which step it was, and which pictures were in its batch."""
-    try:
-        yield
-    except NonFinite as error:
-        keys = range(error.samples - batch, error.samples)
-        names = [data.source.name(data.index(k)) for k in keys[:shown]]
-        if batch > shown:
-            names.append(f"and {batch - shown} more")
-        pictures = (
-            f"; step {error.samples // batch} with the pictures {', '.join(names)}; "
-            "the last checkpoint is intact, and a smaller --lr may help"
-        )
-        raise NonFinite(error.samples, error.terms, pictures) from None
 
 
 class PendingMetrics:
@@ -78,23 +46,30 @@ class Log:
     """Prints a line for each evaluation and keeps every number.
 
     Args:
+        data: what the model is trained on, for the names of pictures.
+        batch: the pictures of a step, in all processes together.
         chance: L_cls and L_bc of a model that guesses, in nats.
         entropy: L_cls of guesses by the frequency of characters, in nats.
         out: the folder for log.jsonl.
         tensorboard: log to out/tensorboard as well.
-        samples: the pictures that a resumed run has seen so far.
+        done: the steps that a resumed run has taken so far.
         state: what `state` returned when that run was saved; {} for a new run.
     """
 
     def __init__(
         self,
+        data: Pretraining,
+        batch: int,
         chance: tuple[float, float],
         entropy: float,
         out: Path,
         tensorboard: bool,
-        samples: int,
+        done: int,
         state: Mapping[str, Any],
     ) -> None:
+        samples = done * batch
+        self.data = data
+        self.batch = batch
         self.rows: list[dict[str, float]] = []  # one for each step
         self.evaluations: list[dict[str, float]] = []
         self.skipped: Counter[str] = Counter(state.get("skipped"))  # by reason
@@ -113,7 +88,7 @@ class Log:
         self.board: Any = None
         if rank() == 0:
             self.path = out / "log.jsonl"
-            self.read(self.path, samples)
+            self.truncate(self.path, samples)
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -134,8 +109,8 @@ class Log:
             "timed": self.timed.tolist(),
         }
 
-    def read(self, path: Path, samples: int) -> None:
-        """Take up log.jsonl up to a checkpoint. What came after it will come again.
+    def truncate(self, path: Path, samples: int) -> None:
+        """Take up log.jsonl as far as a checkpoint, and delete the lines after it.
 
         Raises:
             ValueError: a line is damaged.
@@ -180,7 +155,7 @@ class Log:
         """Take the numbers of a step, and log those of the step before, which have arrived.
 
         Raises:
-            NonFinite: as `flush` does, one step late. No checkpoint was written meanwhile.
+            FloatingPointError: as `flush`, one step late. No checkpoint was written meanwhile.
         """
         self.flush(PendingMetrics(samples, numbers))
 
@@ -188,7 +163,7 @@ class Log:
         """Log the numbers of the last step. Call it before a checkpoint is written.
 
         Raises:
-            NonFinite: one of them is infinite or not a number.
+            FloatingPointError: one of them is infinite or not a number.
         """
         last, self.pending = self.pending, following
         if last is None:
@@ -196,12 +171,27 @@ class Log:
         terms = last.read()
         if not all(map(math.isfinite, terms.values())):
             self.pending = None
-            raise NonFinite(last.samples, terms)
+            raise self.not_finite(last.samples, terms)
         self.rows.append({"samples": last.samples, **terms})
         self.write("step", self.rows[-1])
         if self.board is not None:
             for key, value in terms.items():
                 self.board.add_scalar(f"train/{key}", value, last.samples)
+
+    def not_finite(self, samples: int, terms: Mapping[str, float]) -> FloatingPointError:
+        """The error of a step, with its numbers and the pictures of its batch."""
+        values = ", ".join(
+            f"{name} {terms[term]:.4g}" for term, name in zip(TERMS, NAMES, strict=True)
+        )
+        keys = range(samples - self.batch, samples)[:MAX_NAMED]
+        pictures = [self.data.source.name(self.data.index(k)) for k in keys]
+        if self.batch > MAX_NAMED:
+            pictures.append(f"and {self.batch - MAX_NAMED} more")
+        return FloatingPointError(
+            f"training: expected finite losses and gradients, got {values} after {samples:,} "
+            f"pictures; step {samples // self.batch} with the pictures {', '.join(pictures)}; "
+            "the last checkpoint is intact, and a smaller --lr may help"
+        )
 
     def skip(self, samples: int, skipped: list[str], outside: int) -> None:
         """Record a batch's unreadable pictures and its number of words outside their picture."""
@@ -216,12 +206,12 @@ class Log:
         self.outside += int(all_reduce(torch.tensor(self.own_outside)))
         self.own_skipped, self.own_outside = [], 0
 
-    def time(self, waited: float, seconds: float) -> None:
+    def record_time(self, waited: float, seconds: float) -> None:
         """Record how long a step waited for its batch, and how long it took with that."""
         self.timed += (waited, seconds)
         self.timed_lately += (waited, seconds)
 
-    def wait(self) -> float:
+    def wait_share(self) -> float:
         """The share of the time, 0..1, that all steps of the run waited for data."""
         waited, seconds = self.timed.tolist()
         return waited / max(1e-9, seconds)
@@ -251,7 +241,7 @@ class Log:
         shares = " ".join(f"{result[key]:6.3f}" for key in ("acc_right", "acc_other", "i2t", "t2i"))
         return f"{line}{' ' * 9}{shares} {speed:6.0f} {wait:6.2f}"
 
-    def reading(self, samples: int, model: vlpt.VLPT, heldout: Pretraining) -> None:
+    def log_reading(self, samples: int, model: vlpt.VLPT, heldout: Pretraining) -> None:
         """Log what the model reads in a few held-out images; for TensorBoard, where it looks."""
         if self.path is None:
             return

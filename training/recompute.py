@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -42,7 +43,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0  # the new statistics are multiplied by it
-        norm.num_batches_tracked = None  # or it would be counted
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long)  # SyncBatchNorm needs one
     try:
         yield
     finally:
