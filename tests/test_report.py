@@ -163,8 +163,9 @@ class TestAttention:
         model.train()
         state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
         figure = gallery.attention_figure(model, heldout, pictures=3)
-        assert model.training and torch.equal(torch.get_rng_state(), state)  # training goes on as
-        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())  # if unseen
+        # Drawing leaves the model and the random state unchanged.
+        assert model.training and torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
         words = [vlpt.Alphabet("0123456789").decode(heldout[k][1])[0] for k in range(3)]
         want = []
         for word in words:
@@ -240,7 +241,7 @@ class TestAttention:
         assert "no decoder" in figure.get_suptitle()
         assert all(len(axes.images) <= 1 for axes in figure.axes)
 
-    def test_no_picture_is_said(self, tmp_path):
+    def test_no_readable_picture_is_an_error(self, tmp_path):
         model, heldout = photographs(tmp_path, ["ab"])
         (tmp_path / "0.png").unlink()
         with pytest.raises(
@@ -538,12 +539,12 @@ class TestCompare:
         assert told[:2] == [" _hidden", r"\$a\$"] and len(told) == 3
         assert len({line.get_color() for line in figure.axes[0].lines[1:6:2]}) == 3
 
-    def test_runs_of_the_same_name_are_told_apart(self, tmp_path):
+    def test_runs_of_the_same_name_get_different_names(self, tmp_path):
         folders = [write_run(tmp_path / part / "demo") for part in "ab"]
         head = report.compare(folders, tmp_path / "c.png").splitlines()[0]
         assert head.split() == ["a/demo", "b/demo", "b/demo", "-", "a/demo"]
 
-    def test_one_that_goes_on_and_was_cut_short_is_compared_and_said(self, tmp_path):
+    def test_an_unfinished_run_is_compared_with_a_note(self, tmp_path):
         folders = [write_run(tmp_path / "A"), write_run(tmp_path / "B", ended=False, log="{")]
         text = report.compare(folders, tmp_path / "c.png")
         assert "the same options" in text
