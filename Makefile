@@ -48,11 +48,12 @@ play: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[play]'
 	$(RUN) -m experiments.play $(MODEL)
 
+# The tests of a file run in one process, so that its slow fixtures are made once.
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m 'not slow' --durations=15 \
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile -m 'not slow' --durations=15 \
 	  --cov=vlpt --cov-branch --cov-report=term-missing
 
 proof: $(VENV)/installed

@@ -15,12 +15,14 @@ class FinishedRun(NamedTuple):
     output: str
 
 
-def run_quickly(folder: Path, *options: str) -> FinishedRun:
+def run_quickly(folder: Path, *options: str, figures: bool = True) -> FinishedRun:
     import train_min
 
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.chdir(folder)
+        if not figures:
+            patch.setattr("training.report.draw_all", lambda *_: None)
         train_min.main([*QUICK, *options])
     return FinishedRun(folder / "runs" / "t", output.getvalue())
 
@@ -33,8 +35,8 @@ def quick_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def seed_1_run(tmp_path_factory):
-    """The same with another seed."""
-    return run_quickly(tmp_path_factory.mktemp("seed_1"), "--seed", "1")
+    """The same with another seed and without figures."""
+    return run_quickly(tmp_path_factory.mktemp("seed_1"), "--seed", "1", figures=False)
 
 
 @pytest.fixture
@@ -51,6 +53,4 @@ def make_log(tmp_path):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave out figures and report, which take most of a short run's time."""
-    from training import report
-
-    monkeypatch.setattr(report, "draw_all", lambda *_: None)
+    monkeypatch.setattr("training.report.draw_all", lambda *_: None)

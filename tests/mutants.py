@@ -334,9 +334,13 @@ def main() -> None:
     survivors = 0
     print(f"{len(MUTANTS)} mutants of vlpt.py, two at a time", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        for (name, *_), test in zip(MUTANTS, pool.map(find_killer, MUTANTS), strict=True):
-            survivors += test is None
-            print(f"{name:<52} {'killed by ' + test if test else 'SURVIVED'}", flush=True)
+        killers = pool.map(find_killer, MUTANTS)
+        for (name, expected, _, _), killer in zip(MUTANTS, killers, strict=True):
+            survivors += killer is None
+            verdict = f"killed by {killer}" if killer else "SURVIVED"
+            if killer and expected not in killer:
+                verdict += f" and not by {expected}"
+            print(f"{name:<52} {verdict}", flush=True)
     if survivors:
         sys.exit(f"{survivors} of {len(MUTANTS)} mutants survived")
     print(f"all {len(MUTANTS)} mutants killed")

@@ -16,11 +16,13 @@ from training.dataset import Batch
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, no_figures):
-    """Stages of two steps, in an empty folder."""
+    """Stages of two steps and models of few layers, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    options = ("--batch", "8", "--eval", "16", "--workers", "0")
+    config = dataclasses.replace(curriculum.CONFIG, text_layers=1, decoder_layers=1)
+    monkeypatch.setattr(curriculum, "CONFIG", config)
+    options = ("--batch", "4", "--eval", "4", "--workers", "0")
     monkeypatch.setattr(curriculum, "COMMON", (*curriculum.COMMON, *options))
-    stages = tuple(stage._replace(samples=16) for stage in curriculum.STAGES)
+    stages = tuple(stage._replace(samples=8) for stage in curriculum.STAGES)
     monkeypatch.setattr(curriculum, "STAGES", stages)
     monkeypatch.setattr(train_min, "PRESETS", dict(train_min.PRESETS))
 
@@ -35,12 +37,14 @@ def test_each_stage_starts_from_the_one_before_and_is_not_repeated(capsys):
     out = capsys.readouterr().out
     assert out.count("the whole model") == 2
     assert "the model is runs/curriculum-scenes/checkpoint.pt" in out
-    sizes = [
-        config_of(f"runs/curriculum-{stage.name}")["image_size"] for stage in curriculum.STAGES
-    ]
-    assert sizes == [64, 64, 96]
+    configs = [config_of(f"runs/curriculum-{stage.name}") for stage in curriculum.STAGES]
+    assert [config["image_size"] for config in configs] == [64, 64, 96]
+    assert configs[-1]["alphabet"] == vlpt.PRINTABLE
     curriculum.main([])
     assert "RESULT" not in capsys.readouterr().out
+    Path("runs/curriculum-scenes/metrics.json").unlink()  # as if it had been interrupted at its end
+    curriculum.main([])
+    assert "resumed after 8 pictures" in capsys.readouterr().out
 
 
 def test_the_included_weights_have_its_sizes():
@@ -97,7 +101,7 @@ def test_a_stage_that_was_interrupted_goes_on_as_the_control_that_it_was(file, c
 def test_a_run_of_another_model_or_seed_is_not_taken_for_an_earlier_part(options, monkeypatch):
     folder = Path("runs/curriculum-one-word")
     folder.mkdir(parents=True)
-    config = dataclasses.replace(curriculum.CONFIG, decoder_layers=6 if options else 5)
+    config = dataclasses.replace(curriculum.CONFIG, decoder_layers=1 if options else 5)
     facts = {"config": dataclasses.asdict(config), "args": {"seed": 0}}
     (folder / "run.json").write_text(json.dumps(facts))
     (folder / "metrics.json").touch()

@@ -187,6 +187,16 @@ def test_a_comparison_notices_a_wrong_result(monkeypatch):
         check.compare_recomputation(REHEARSAL, CPU)
 
 
+def test_a_gradient_of_half_the_batch_is_noticed(monkeypatch):
+    def use_half(forward, model, *batch, num_pieces):
+        output, targets = forward(model, *(part.chunk(num_pieces)[0] for part in batch))
+        vlpt.total_loss(output, targets).backward()
+
+    monkeypatch.setattr(check, "cached_backward", use_half)
+    with pytest.raises(ValueError, match="gradient: expected at most"):
+        check.compare_accumulation(REHEARSAL, CPU)
+
+
 def test_a_number_that_is_not_one_passes_no_comparison():
     with pytest.raises(ValueError, match="x: expected at most 1"):
         check.verdict({"x": float("nan")}, {"x": 1})

@@ -20,24 +20,31 @@ def test_there_are_many_and_each_names_tests_that_exist():
         assert expected in mutants.TESTS or f"class {expected}" in classes
 
 
-def test_a_broken_module_is_noticed_and_a_sound_one_is_not(monkeypatch):
-    sound = ("sound", "TestStep6", "class Output", "class Output")
-    broken = (
-        "broken",
-        "TestStep6",
-        "total / (targets != IGNORE_INDEX).sum().clamp(min=1)",
-        "total",
-    )
-    selections = []
-
-    def only_step_6(folder, *selection):
-        selections.append(selection)
-        return first_failure(folder, "test_vlpt.py", "-k", "TestStep6 and (ln_V or derivative)")
-
-    first_failure = mutants.first_failure
-    monkeypatch.setattr(mutants, "first_failure", only_step_6)
-    killer = "test_vlpt.py::TestStep6CharLoss::test_is_ln_V_for_constant_logits"
-    assert mutants.find_killer(broken) == killer
-    assert mutants.find_killer(sound) is None
-    by_step = ("test_vlpt.py", "-k", "TestStep6")
-    assert selections == [by_step, by_step, mutants.TESTS]
+def test_each_mutant_is_killed_by_the_expected_test_or_by_another_or_survives(
+    tmp_path, monkeypatch, capsys
+):
+    test = "import vlpt\n\nclass {}:\n    def test(self):\n        assert vlpt.{} == 1\n"
+    files = {
+        "vlpt.py": "total = 1\nother = 1\nunused = 1\n",
+        "test_vlpt.py": test.format("TestStep6", "total"),
+        "tests/test_words.py": test.format("TestWords", "other"),
+        "tests/test_export.py": "",
+        "conftest.py": "",
+        "pyproject.toml": (mutants.ROOT / "pyproject.toml").read_text(),
+    }
+    (tmp_path / "tests").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # importing Hypothesis takes longest
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    names = ("total", "other", "unused")
+    rows = [(name, "TestStep6", f"{name} = 1", f"{name} = 2") for name in names]
+    monkeypatch.setattr(mutants, "MUTANTS", rows)
+    with pytest.raises(SystemExit, match="1 of 3 mutants survived"):
+        mutants.main()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [
+        "total killed by test_vlpt.py::TestStep6::test",
+        "other killed by tests/test_words.py::TestWords::test and not by TestStep6",
+        "unused SURVIVED",
+    ]

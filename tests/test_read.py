@@ -276,7 +276,11 @@ def test_a_model_is_shown_what_its_alphabet_and_image_size_were_trained_on():
 
 
 def test_the_weights_of_the_repository_read_short_words():
-    """As weights/README.md says, and not by guessing: another picture does not help."""
+    """As weights/README.md says, and not by guessing: another picture does not help.
+
+    There the accuracies are 0.721 and 0.021. With 32 pictures the limits of 0.5 and 0.15 are 2.8
+    standard deviations below the first and 5 above the second.
+    """
     model = weights.load_model()
     scene = read.scene_of(model.config)
     right, other, count = 0, 0, 32

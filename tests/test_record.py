@@ -1,13 +1,10 @@
-"""Tests of experiments/record.py and experiments/curriculum.py."""
+"""Tests of experiments/record.py."""
 
-import dataclasses
 import json
 
 import pytest
 
-import data_stub
-import vlpt
-from experiments import curriculum, record
+from experiments import record
 
 
 def write_run(folder, *gains):
@@ -50,31 +47,6 @@ def test_a_gain_of_zero_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         record.main([str(write_run(tmp_path / "a", 0.0, 0.3)), "--gain", "0"])
     assert "--gain: expected a number above 0 and below 1, got '0'" in capsys.readouterr().err
-
-
-def test_a_curriculum_hands_the_whole_model_on_and_repeats_nothing(
-    tmp_path, monkeypatch, capsys, no_figures
-):
-    monkeypatch.chdir(tmp_path)
-    config = dataclasses.replace(curriculum.CONFIG, text_layers=1, decoder_layers=1)
-    monkeypatch.setattr(curriculum, "CONFIG", config)
-    monkeypatch.setattr(curriculum, "COMMON", ("--batch", "4", "--eval", "4", "--workers", "0"))
-    stages = (
-        curriculum.Stage("a", curriculum.ONE_WORD, 64, 8),
-        curriculum.Stage("b", data_stub.Scene(), 96, 8),
-    )
-    checkpoint = curriculum.run("t", stages)
-    assert str(checkpoint) == "runs/t-b/checkpoint.pt"
-    out = capsys.readouterr().out
-    assert out.count("RESULT") == 2 and "started from" in out and "the whole model" in out
-    saved = vlpt.read_checkpoint(checkpoint)
-    assert saved["config"]["image_size"] == 96
-    assert saved["config"]["alphabet"] == vlpt.PRINTABLE
-    curriculum.run("t", stages)
-    assert "RESULT" not in capsys.readouterr().out
-    (tmp_path / "runs/t-b/metrics.json").unlink()  # as if it had been interrupted before its end
-    curriculum.run("t", stages)
-    assert "resumed after 8 pictures" in capsys.readouterr().out
 
 
 def test_a_damaged_line_of_a_log_is_named(tmp_path):

@@ -163,8 +163,9 @@ class TestAttention:
         model.train()
         state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
         figure = gallery.attention_figure(model, heldout, pictures=3)
-        assert model.training and torch.equal(torch.get_rng_state(), state)  # training goes on as
-        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())  # if unseen
+        # Drawing leaves the model and the random state unchanged.
+        assert model.training and torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
         words = [vlpt.Alphabet("0123456789").decode(heldout[k][1])[0] for k in range(3)]
         want = []
         for word in words:
@@ -538,7 +539,7 @@ class TestCompare:
         assert told[:2] == [" _hidden", r"\$a\$"] and len(told) == 3
         assert len({line.get_color() for line in figure.axes[0].lines[1:6:2]}) == 3
 
-    def test_runs_of_the_same_name_are_told_apart(self, tmp_path):
+    def test_runs_of_the_same_name_get_different_names(self, tmp_path):
         folders = [write_run(tmp_path / part / "demo") for part in "ab"]
         head = report.compare(folders, tmp_path / "c.png").splitlines()[0]
         assert head.split() == ["a/demo", "b/demo", "b/demo", "-", "a/demo"]
