@@ -33,7 +33,8 @@ class DetectionSample(NamedTuple):
 
     image: Image.Image
     polygons: list[np.ndarray]  # of each word or region, (P, 2) float32 pixels x, y, P >= 3
-    ignored: np.ndarray  # (len(polygons),) bool, True: "###", neither text nor background
+    ignored: np.ndarray  # (len(polygons),) bool, True for a region that is no readable word
+    unusable: int = 0  # how many of the ignored regions are words with unusable corners
 
 
 class Picture(NamedTuple):

@@ -64,10 +64,11 @@ def test_imports_point_up_the_list_and_never_down(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_of_the_trainers_room_the_detector_uses_the_options_alone(path):
+def test_of_the_trainers_room_the_detector_uses_what_every_command_needs(path):
+    """Options, errors of one line, and finding the checkpoint of a run."""
     if module_name(path).split(".")[0] == "transfer":
         names = {name for name in project_modules(path) if name.startswith(("training", "train_"))}
-        assert names <= {"training.options"}
+        assert names <= {"training.options", "training.runs", "training.weights"}
 
 
 def test_no_imports_go_in_a_circle():
