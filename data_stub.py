@@ -85,11 +85,13 @@ class Source(torch.utils.data.Dataset[Sample], Sized, ABC):
 
     root: str | Path  # names the source in messages
     notes: Counter[str]  # what was left out of the annotation, and how often
-    named: Sequence[str] = ()  # files and lines that were left out as a whole, with the reason
+    left_out: Sequence[str] = ()  # files and lines that are not used at all, with the reason
 
     @abstractmethod
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        """Which pictures have a learnable word, (len,) bool; `notes` counts the other words."""
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+        """Which pictures have a learnable word, (len,) bool; how many words cannot be learned, or
+        not as they are, by the reason.
+        """
 
     @abstractmethod
     def characters(self) -> Counter[str]:
@@ -245,7 +247,7 @@ def split_of(word: str) -> str:
     """The split of a rendered word. A hash of the word, whatever its case, puts 10 % of all words
     into the held-out set; these never appear in training.
     """
-    return SPLITS[zlib.crc32(word.lower().encode()) % 10 == 0]
+    return "heldout" if zlib.crc32(word.lower().encode()) % 10 == 0 else "train"
 
 
 def draw_word(rng: np.random.Generator, scene: Scene, split: str) -> str:
@@ -526,8 +528,8 @@ class Rendered(Source):
     def __len__(self) -> int:
         return self.count
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return np.ones(self.count, bool)
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+        return np.ones(self.count, bool), Counter()
 
     def characters(self) -> Counter[str]:
         return Counter(self.scene.alphabet)

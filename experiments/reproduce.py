@@ -67,6 +67,7 @@ import data_stub
 import train_min
 import vlpt
 from readers import open_source, read_alphabet
+from readers.detection import DetectionDataset, DetectionSample
 from training.augment import augment
 from training.data import evaluation_batches, prepare, seed_of, training_batches
 from training.dataset import Pretraining
@@ -74,7 +75,7 @@ from training.init import load_init
 from training.options import Parser
 from training.runs import Stopped, one_line_errors
 from training.weights import load_model
-from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
+from transfer.dataset import TrainingCrops, open_dataset
 from transfer.detect import evaluate_detector, place, train_detector
 from transfer.heads import build_detector
 from transfer.pyramid import DetectorConfig
@@ -769,14 +770,14 @@ def run_trainer(
 class Subset:
     """Some of the pictures of a data set."""
 
-    def __init__(self, dataset: CheckedSource, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: DetectionDataset, indices: Sequence[int]) -> None:
         self.dataset = dataset
         self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, k: int) -> CheckedSample:
+    def __getitem__(self, k: int) -> DetectionSample:
         return self.dataset[self.indices[k]]
 
     def name(self, k: int) -> str:
@@ -809,7 +810,7 @@ def finetune(job: Job, scale: Scale, folder: Path) -> dict[str, Any]:
     return evaluate_detector(model, test, config) | {"lr": lr, "losses": losses}
 
 
-def open_task(job: Job, task: Task) -> tuple[CheckedSource, CheckedSource]:
+def open_task(job: Job, task: Task) -> tuple[DetectionDataset, DetectionDataset]:
     """The pictures that a detector is trained on, and those that it is scored on.
 
     To choose a learning rate, the last eighth of the training photographs, or more rendered
@@ -818,10 +819,10 @@ def open_task(job: Job, task: Task) -> tuple[CheckedSource, CheckedSource]:
     spec = source_spec(task.data)
     samples = job.samples or task.samples
     count = samples + task.count if job.kind == "rate" else samples  # of rendered pictures
-    train: CheckedSource = open_dataset(spec, "train", task.long_side, count, 1000 + job.seed)
+    train: DetectionDataset = open_dataset(spec, "train", task.long_side, count, 1000 + job.seed)
     if job.kind == "rate":
         cut = samples if job.rendered else len(train) * 7 // 8
-        test: CheckedSource = Subset(train, range(cut, len(train)))
+        test: DetectionDataset = Subset(train, range(cut, len(train)))
         train = Subset(train, range(cut))
     else:
         test = open_dataset(spec, "heldout", task.long_side, task.count)

@@ -23,7 +23,7 @@ To add a data set, write a subclass of `readers.folder.Folder` and list it in `R
 import re
 from collections.abc import Callable
 
-from data_stub import Rendered, Scene, Source
+from data_stub import SPLITS, Rendered, Scene, Source
 from readers.alphabet import read_alphabet
 from readers.ctw1500 import CTW1500
 from readers.icdar2015 import ICDAR2015
@@ -74,6 +74,8 @@ def open_source(
         size, count, seed, scene: what to draw, for "synth" only.
     Raises: ValueError or OSError, which name what is wrong.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     kind, _, path = spec.partition(":")
     if spec == "synth":
         return Rendered(size, count, seed, split, scene)

@@ -50,10 +50,10 @@ def check(spec: str) -> Report:
     worst = []  # (-how many faults, which picture has them)
     problems = []
     for split, source in sources.items():
-        notes += source.notes
-        learnable = source.learnable(alphabet, notes)
+        learnable, unlearned = source.learnable(alphabet)
+        notes += source.notes + unlearned
         notes[WORDLESS] += int((~learnable).sum())
-        worst += [(-math.inf, line) for line in source.named]
+        worst += [(-math.inf, line) for line in source.left_out]
         usable = 0
         for index in tqdm(range(len(source)), split, unit="picture", disable=None, leave=False):
             try:

@@ -44,15 +44,15 @@ class Annotation(NamedTuple):
     words: list[str]
     polygons: Polygons | None  # of the words, in pixels; None if it is unknown where they are
     left_out: tuple[str, ...] = ()  # what of its annotation is not here
-    ignored: Polygons = np.empty((0, 4, 2), np.float32)  # regions of unreadable text
+    ignored: Polygons = ()  # regions of unreadable text
     heldout: bool | None = None  # for data sets that have their own split
 
 
 class Folder(Source):
     """Annotated pictures on disk; a subclass lists them all.
 
-    One in ten is held out unless the data set has its own split.
-    Words of which at most half is in their picture are left out when it is read.
+    Every tenth picture is held out unless the data set has a split of its own; if that leaves none,
+    the last one is. Words of which at most half is in their picture are left out when it is read.
 
     A photograph with an EXIF orientation may have been annotated on its raw pixels or as viewers
     show it. If a picture's quads fit both, the majority of the pictures that fit only one decides;
@@ -63,20 +63,22 @@ class Folder(Source):
         self.root: Path = Path(root)
         self.omitted: list[tuple[str, str, bool]] = []  # where, why, whether it was held out
         items = self.list_items()
-        wanted = split == "heldout"
-        omitted = [(where, why) for where, why, out in self.omitted if out == wanted]
-        self.named = [f"{where}: {why}" for where, why in omitted]
+        want_heldout = split == "heldout"
+        omitted = [(where, why) for where, why, heldout in self.omitted if heldout == want_heldout]
+        self.left_out = [f"{where}: {why}" for where, why in omitted]
         if len(items) < 2:
             reasons = Counter(why for _, why, _ in self.omitted)
             also = "".join(f"; {why}: {count:,}" for why, count in reasons.items())
             raise ValueError(
                 f"{root}: expected at least 2 annotated pictures, got {len(items)}{also}"
             )
-        held = [k % 10 == 9 if i.heldout is None else i.heldout for k, i in enumerate(items)]
-        held[-1] |= not any(held)
+        is_heldout = [
+            k % 10 == 9 if item.heldout is None else item.heldout for k, item in enumerate(items)
+        ]
+        is_heldout[-1] |= not any(is_heldout)
         self.as_shown = annotated_as_shown(items)
         self.items: Sequence[Annotation] = [
-            item for item, out in zip(items, held, strict=True) if out == wanted
+            item for item, heldout in zip(items, is_heldout, strict=True) if heldout == want_heldout
         ]
         self.notes = Counter(reason for item in self.items for reason in item.left_out)
         self.notes.update(why for _, why in omitted)
@@ -110,9 +112,10 @@ class Folder(Source):
         polygons = [*visible.polygons, *visible.ignored]
         return DetectionSample(image, polygons, np.arange(len(polygons)) >= len(visible.polygons))
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+        notes = Counter[str]()
         found = [count_learnable(item.words, alphabet, notes) > 0 for item in self.items]
-        return np.array(found, bool)
+        return np.array(found, bool), notes
 
     def characters(self) -> Counter[str]:
         words = (word for item in self.items for word in item.words)

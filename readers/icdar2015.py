@@ -20,7 +20,7 @@ from readers.folder import (
     visible_files,
 )
 from readers.pictures import PICTURE_ENDINGS
-from readers.polygons import to_quads
+from readers.polygons import to_polygon
 
 FIRST_HELDOUT = 801
 
@@ -70,7 +70,7 @@ class ICDAR2015(Folder):
                 continue
             fields = line.split(",", 8)  # a transcription may hold commas
             try:
-                quad, word = to_quads(fields[:8], 1)[0], fields[8]
+                quad, word = to_polygon(fields[:8]), fields[8]
             except (ValueError, IndexError):
                 raise ValueError(
                     f"{label}:{number}: expected x1,y1,x2,y2,x3,y3,x4,y4,text, got {line!r}"
@@ -81,5 +81,4 @@ class ICDAR2015(Folder):
             else:
                 words.append(word)
                 quads.append(quad)
-        polygons, regions = to_quads(quads, len(quads)), to_quads(ignored, len(ignored))
-        return Annotation(image, words, polygons, tuple(left_out), regions, heldout)
+        return Annotation(image, words, quads, tuple(left_out), ignored, heldout)

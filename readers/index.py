@@ -149,8 +149,9 @@ def read_chunks(text: np.ndarray, ends: np.ndarray) -> Chunks:
         yield np.frombuffer(words.encode("utf-32-le"), np.uint32), part[:, 1] - part[0, 1]
 
 
-def find_learnable(chunks: Chunks, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-    """Which pictures have a learnable word, as `readers.alphabet.count_learnable` decides."""
+def find_learnable(chunks: Chunks, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+    """`Source.learnable` of these words, as `readers.alphabet.count_learnable` decides."""
+    notes = Counter[str]()
     spelled = np.zeros(sys.maxunicode + 1, np.int32)
     spelled[[ord(char) for char in alphabet.index if len(char) == 1]] = 1
     found = [np.empty(0, bool)]
@@ -167,7 +168,7 @@ def find_learnable(chunks: Chunks, alphabet: vlpt.Alphabet, notes: Counter[str])
         notes[PARTLY] += int(((known > 0) & (known < kept)).sum())
         notes[CUT] += int(((known > 0) & (kept < lengths)).sum())
         found.append(np.diff(np.cumsum(np.append(0, known > 0))[words]) > 0)
-    return np.concatenate(found)
+    return np.concatenate(found), notes
 
 
 def count_characters(chunks: Chunks) -> Counter[str]:

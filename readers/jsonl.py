@@ -17,10 +17,12 @@ import numpy as np
 
 from readers.files import is_unreadable, read_lines
 from readers.folder import MARKED, NO_TEXT, Annotation, Folder
-from readers.polygons import to_quads
+from readers.polygons import to_polygon
 
 REPEATED = "words annotated more than once in the same place"
 SOME_QUADS = "pictures with quads for some of their words only, which are not used"
+
+Line = tuple[list[str], list[np.ndarray] | None]  # the words, and their quads (4, 2) if it has any
 
 
 class JsonLines(Folder):
@@ -30,7 +32,7 @@ class JsonLines(Folder):
     ENTRY = '{"image": path, "words": [text], "quads": [[[x, y] * 4]] or nothing}'
 
     def list_items(self) -> list[Annotation]:
-        entries = defaultdict[Path, list[tuple[list[str], np.ndarray | None]]](list)
+        entries = defaultdict[Path, list[Line]](list)
         paths = dict[str, Path]()
         for number, line in enumerate(read_lines(self.root, self.LAYOUT), 1):
             if not line.strip():
@@ -46,7 +48,7 @@ class JsonLines(Folder):
             entries[same].append((words, quads))
         return [merge_entries(path, lines) for path, lines in entries.items()]
 
-    def read_entry(self, line: str) -> tuple[Path, list[str], np.ndarray | None]:
+    def read_entry(self, line: str) -> tuple[Path, list[str], list[np.ndarray] | None]:
         """The picture, the words and the quads of a line."""
         entry = json.loads(line)
         words, quads = entry["words"], entry.get("quads")
@@ -59,29 +61,26 @@ class JsonLines(Folder):
         shape = np.shape(quads)
         if shape != ((len(words), 4, 2) if words else (0,)):
             raise ValueError(f"quads: expected {len(words)} of four [x, y], got shape {shape}")
-        return path, words, to_quads(quads, len(words))
+        return path, words, [to_polygon(quad) for quad in quads]
 
 
-def merge_entries(path: Path, lines: list[tuple[list[str], np.ndarray | None]]) -> Annotation:
+def merge_entries(path: Path, lines: list[Line]) -> Annotation:
     """One annotation of all lines that name a picture."""
     all_words = [word for words, _ in lines for word in words]
-    quads = [quads for words, quads in lines if quads is not None]
-    if len(quads) < sum(bool(words) or quads is not None for words, quads in lines):
+    if any(words and quads is None for words, quads in lines):
         words = [word for word in all_words if not is_unreadable(word)]
-        left_out = [MARKED] * (len(all_words) - len(words)) + [SOME_QUADS] * bool(quads)
+        left_out = [MARKED] * (len(all_words) - len(words))
+        left_out += [SOME_QUADS] * any(quads is not None for _, quads in lines)
         return Annotation(path, words, None, tuple(left_out))
-    corners = np.concatenate([np.empty((0, 4, 2), np.float32), *quads])
-    first = dict[tuple[str, bytes], int]()
-    for k, (word, quad) in enumerate(zip(all_words, corners, strict=True)):
-        first.setdefault((word, quad.tobytes()), k)
-    left_out = [REPEATED] * (len(all_words) - len(first))
-    kept, ignored = list[int](), list[int]()
-    for k in first.values():
-        word = all_words[k]
+    all_quads = [quad for _, quads in lines for quad in quads or []]
+    places = {(word, quad.tobytes()): quad for word, quad in zip(all_words, all_quads, strict=True)}
+    left_out = [REPEATED] * (len(all_words) - len(places))
+    words, quads, regions = list[str](), list[np.ndarray](), list[np.ndarray]()
+    for (word, _), quad in places.items():
         if is_unreadable(word) or not word.strip():
             left_out.append(MARKED if word.strip() else NO_TEXT)
-            ignored.append(k)
+            regions.append(quad)
         else:
-            kept.append(k)
-    words = [all_words[k] for k in kept]
-    return Annotation(path, words, corners[kept], tuple(left_out), corners[ignored])
+            words.append(word)
+            quads.append(quad)
+    return Annotation(path, words, quads, tuple(left_out), regions)

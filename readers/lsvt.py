@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import vlpt
-from readers.files import is_unreadable, read_lines, require
+from readers.files import is_unreadable, require
 from readers.folder import (
     BAD_LINES,
     FEW_POINTS,
@@ -79,23 +79,23 @@ class LSVT(Folder):
         self.items = IndexedAnnotations(self.table, base.parent)
         self.as_shown = self.table.about["as_shown"]
         self.notes = Counter(self.table.about["notes"])
-        self.named = [f"{self.prefix}{where}" for where in self.table.about["named"]]
+        self.left_out = [f"{self.prefix}{where}" for where in self.table.about["named"]]
 
     def read_annotation(self) -> Content:
         """Read all labels for the index."""
         super().__init__(self.root, self.split)
         folder = self.root if self.root.is_dir() else self.root.parent
-        named = [where.removeprefix(self.prefix) for where in self.named]  # it may be moved
+        named = [where.removeprefix(self.prefix) for where in self.left_out]  # it may be moved
         about = {"as_shown": self.as_shown, "notes": self.notes, "named": named}
         return about, pack_annotations(self.items, folder)
 
     def __reduce__(self) -> tuple[type[LSVT], tuple[Path, str]]:
         return LSVT, (self.root, self.split)  # a worker maps the index itself
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
         if isinstance(self.items, IndexedAnnotations):
-            return find_learnable(self.items.chunks(), alphabet, notes)
-        return super().learnable(alphabet, notes)
+            return find_learnable(self.items.chunks(), alphabet)
+        return super().learnable(alphabet)
 
     def characters(self) -> Counter[str]:
         if isinstance(self.items, IndexedAnnotations):
@@ -131,7 +131,7 @@ class LSVT(Folder):
     def read_labels(self, path: Path) -> Iterator[Annotation]:
         """All pictures of a label file, in its order."""
         try:
-            entries = json.loads("\n".join(read_lines(path, self.LAYOUT)))
+            entries = json.loads(path.read_bytes())
             names = {name: list(texts) for name, texts in entries.items()}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(

@@ -19,7 +19,7 @@ class Mixed(Source):
         self.root = spec
         self.parts = parts
         self.notes = sum((part.notes for part in parts), Counter[str]())
-        self.named = [line for part in parts for line in part.named]
+        self.left_out = [line for part in parts for line in part.left_out]
         lengths = [len(part) for part in parts]
         self.starts = np.cumsum([0, *lengths])
         places = [(np.arange(length) + 0.5) / length for length in lengths]
@@ -34,8 +34,9 @@ class Mixed(Source):
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[number], row - int(self.starts[number])
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return np.concatenate([part.learnable(alphabet, notes) for part in self.parts])[self.order]
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+        found, notes = zip(*(part.learnable(alphabet) for part in self.parts), strict=True)
+        return np.concatenate(found)[self.order], sum(notes, Counter[str]())
 
     def characters(self) -> Counter[str]:
         return sum((part.characters() for part in self.parts), Counter[str]())

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from readers.polygons import Polygons, fit_picture, map_points, turn_points
+from readers.polygons import Polygons, fit_picture, turn_points
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the tag of EXIF data
@@ -33,7 +33,8 @@ class DetectionSample(NamedTuple):
 
     image: Image.Image
     polygons: list[np.ndarray]  # of each word or region, (P, 2) float32 pixels x, y, P >= 3
-    ignored: np.ndarray  # (len(polygons),) bool, True: "###", neither text nor background
+    ignored: np.ndarray  # (len(polygons),) bool, True for a region that is no readable word
+    unusable: int = 0  # how many of the ignored regions are words with unusable corners
 
 
 class Picture(NamedTuple):
@@ -66,6 +67,8 @@ def open_picture(path: Path, min_side: int | None = None) -> Picture:
             ImageOps.exif_transpose(image, in_place=True)
             scale = drafted[1][2] / stored[0] if drafted else 1.0
             return Picture(to_rgb(image), scale, stored, orientation)
+    except MemoryError:
+        raise  # nothing is wrong with the picture
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 
@@ -133,16 +136,10 @@ def place_polygons(
         note = orientation_note(polygons, ignored, picture.stored, picture.orientation, as_shown)
         notes = (note,)
         if note in (FIT_STORED, UNDECIDED_STORED):
-
-            def turn(points: np.ndarray) -> np.ndarray:
-                return turn_points(points, picture.orientation, *picture.stored)
-
-            polygons, ignored = map_points(polygons, turn), map_points(ignored, turn)
-    return (
-        map_points(polygons, lambda points: points * scale),
-        map_points(ignored, lambda points: points * scale),
-        notes,
-    )
+            turn = (picture.orientation, *picture.stored)
+            polygons = [turn_points(polygon, *turn) for polygon in polygons]
+            ignored = [turn_points(polygon, *turn) for polygon in ignored]
+    return [polygon * scale for polygon in polygons], [region * scale for region in ignored], notes
 
 
 def orientation_note(

@@ -1,21 +1,11 @@
 """Quads and polygons around words: how they lie in their picture, and in which order."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# Of several words: (words, 4, 2) where all have four points, else a list of (P, 2), P >= 3.
-Polygons = np.ndarray | list[np.ndarray]
-
-
-@np.errstate(over="ignore")
-def to_quads(corners: object, count: int) -> np.ndarray:
-    """Numbers, or text of numbers, as (count, 4, 2) float32 pixels. Raises: ValueError etc."""
-    quads = np.array(corners, np.float32).reshape(count, 4, 2)
-    if not np.isfinite(quads).all():
-        raise ValueError("a corner is not a finite number")
-    return quads
+Polygons = Sequence[np.ndarray]  # of several words: (P, 2) float32 pixels each, P >= 3
 
 
 @np.errstate(over="ignore")
@@ -29,15 +19,8 @@ def to_polygon(numbers: object) -> np.ndarray:
     return polygon
 
 
-def map_points(polygons: Polygons, change: Callable[[np.ndarray], np.ndarray]) -> Polygons:
-    """Apply a function of points (..., 2) to all polygons."""
-    return change(polygons) if isinstance(polygons, np.ndarray) else list(map(change, polygons))
-
-
 def bounding_quads(polygons: Polygons) -> np.ndarray:
-    """Quads as they are; around polygons of another number of points, their boxes."""
-    if isinstance(polygons, np.ndarray):
-        return polygons
+    """(words, 4, 2): quads as they are; of polygons with more or fewer points, their boxes."""
     quads = np.empty((len(polygons), 4, 2), np.float32)
     for quad, polygon in zip(quads, polygons, strict=True):
         (left, top), (right, bottom) = polygon.min(0), polygon.max(0)
@@ -88,6 +71,8 @@ def visible_share(polygon: np.ndarray, width: float, height: float) -> float:
 
     Corners of a quad may be in any order. A polygon without area counts by its centre.
     """
+    if ((polygon >= 0) & (polygon <= (width, height))).all():  # nearly all of them
+        return 1.0
     outline = around_centre(polygon) if len(polygon) == 4 else polygon
     area = abs(signed_area(outline))
     if area < 1e-6:
@@ -95,24 +80,10 @@ def visible_share(polygon: np.ndarray, width: float, height: float) -> float:
     return abs(signed_area(clip_polygon(outline, width, height))) / area
 
 
-def visible_shares(polygons: Polygons, width: float, height: float) -> np.ndarray:
-    """How much of each polygon's area is inside its picture, (words,) 0..1."""
-    if not len(polygons):
-        return np.ones(0)
-    if isinstance(polygons, np.ndarray):
-        fits = ((polygons >= 0) & (polygons <= (width, height))).all((1, 2))
-    else:
-        fits = np.array([((p >= 0) & (p <= (width, height))).all() for p in polygons])
-    shares = np.ones(len(polygons))
-    for k in np.flatnonzero(~fits):  # few: only these need to be cut
-        shares[k] = visible_share(polygons[k], width, height)
-    return shares
-
-
 class Visible(NamedTuple):
     """Words and regions of a picture, by how much of them is in it."""
 
-    inside: np.ndarray  # (words,) bool: more than half is inside, so that the word is readable
+    inside: list[bool]  # of each word: more than half is inside, so that the word is readable
     polygons: Polygons  # of these words, as annotated: they may reach beyond the picture
     ignored: Polygons  # regions without a readable word, those of the other words included
 
@@ -123,16 +94,13 @@ def split_visible(polygons: Polygons, ignored: Polygons, width: float, height: f
     A word of which at most half is inside is no word to learn; the part of it that can be seen is
     text nevertheless, so that it becomes an ignored region. What is wholly outside is left out.
     """
-    shares = visible_shares(polygons, width, height)
-    seen = visible_shares(ignored, width, height) > 0
-    inside, partly = shares > 0.5, (shares > 0) & (shares <= 0.5)
-    if isinstance(polygons, np.ndarray) and isinstance(ignored, np.ndarray):
-        regions = np.concatenate([ignored[seen], polygons[partly]])
-        return Visible(inside, polygons[inside], regions)
-    kept = [polygons[k] for k in np.flatnonzero(inside)]
-    rest = [ignored[k] for k in np.flatnonzero(seen)]
-    rest += [polygons[k] for k in np.flatnonzero(partly)]
-    return Visible(inside, kept, rest)
+    shares = [visible_share(polygon, width, height) for polygon in polygons]
+    kept = [polygon for polygon, share in zip(polygons, shares, strict=True) if share > 0.5]
+    regions = [region for region in ignored if visible_share(region, width, height) > 0]
+    regions += [
+        polygon for polygon, share in zip(polygons, shares, strict=True) if 0 < share <= 0.5
+    ]
+    return Visible([share > 0.5 for share in shares], kept, regions)
 
 
 # ----------------------------------------------------------------------- the order of corners

@@ -174,11 +174,11 @@ class SynthText(Source):
         readable = np.array(words, str) != ""
         path = self.folder / self.name(index)
         known = list(filter(None, words))
-        item = Annotation(path, known, quads[readable], (), quads[~readable])
+        item = Annotation(path, known, list(quads[readable]), (), list(quads[~readable]))
         return read_sample(item, as_shown=False, min_side=min_side)
 
-    def learnable(self, alphabet: vlpt.Alphabet, notes: Counter[str]) -> np.ndarray:
-        return find_learnable(read_chunks(self.text, self.ends[:, 1:]), alphabet, notes)
+    def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
+        return find_learnable(read_chunks(self.text, self.ends[:, 1:]), alphabet)
 
     def characters(self) -> Counter[str]:
         return count_characters(read_chunks(self.text, self.ends[:, 1:]))

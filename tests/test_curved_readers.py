@@ -124,7 +124,7 @@ class TestLSVT:
             NO_PICTURE: 1,
             NO_LABEL: 1,
         }
-        assert f"{root / 'train_full_labels.json'}: gt_7: {NO_PICTURE}" in source.named
+        assert f"{root / 'train_full_labels.json'}: gt_7: {NO_PICTURE}" in source.left_out
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"gt_0": 3}', "[" * 99_999])
     def test_a_label_file_of_something_else_is_named(self, tmp_path, content):
@@ -176,7 +176,7 @@ class TestIndexOfLSVT:
             indexed = LSVT(root / part, split)
             assert capsys.readouterr().out.count("wrote the index") == printed
             assert (len(indexed), indexed.notes) == (len(plain), plain.notes)
-            assert (indexed.named, indexed.as_shown) == (plain.named, plain.as_shown)
+            assert (indexed.left_out, indexed.as_shown) == (plain.left_out, plain.as_shown)
             assert [indexed.name(k) for k in range(len(plain))] == [
                 str(i.path) for i in plain.items
             ]
@@ -187,13 +187,11 @@ class TestIndexOfLSVT:
                     if theirs is not None:
                         assert [p.tolist() for p in ours] == [p.tolist() for p in theirs]
             for chars in ("中", "abcdegklnow", "é"):
-                notes = [Counter(), Counter()]
                 alphabet = vlpt.Alphabet(chars)
-                found = [
-                    s.learnable(alphabet, n).tolist()
-                    for s, n in zip((indexed, plain), notes, strict=True)
-                ]
-                assert found[0] == found[1] and notes[0] == notes[1]
+                (found, notes), (want, counts) = (
+                    source.learnable(alphabet) for source in (indexed, plain)
+                )
+                assert found.tolist() == want.tolist() and notes == counts
             printable = [
                 +Counter({c: n for c, n in s.characters().items() if c not in " \n"})
                 for s in (indexed, plain)
@@ -205,10 +203,10 @@ class TestIndexOfLSVT:
         monkeypatch.chdir(root)
         plain = LSVT(part)
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
-        assert plain.named == LSVT(part).named
-        assert plain.named[-1].startswith("train_full_labels.json: gt_40: ")
-        here = [f"{root}/{where}" for where in plain.named]
-        assert LSVT(root / part).named == here  # from the same index
+        assert plain.left_out == LSVT(part).left_out
+        assert plain.left_out[-1].startswith("train_full_labels.json: gt_40: ")
+        here = [f"{root}/{where}" for where in plain.left_out]
+        assert LSVT(root / part).left_out == here  # from the same index
 
     def test_is_built_again_when_labels_or_pictures_change(self, root, monkeypatch, capsys):
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
@@ -290,7 +288,7 @@ class TestCTW1500:
         assert train.items[0].words == ["good"] and train.notes == {BAD_LINES: 1, NO_TEXT: 2}
         assert held.items[0].words == ["good", "x####y"]
         assert held.notes == {BAD_LINES: 2, NO_TEXT: 2}
-        assert held.named[0] == f"{text}: region 1: {BAD_LINES}"
+        assert held.left_out[0] == f"{text}: region 1: {BAD_LINES}"
 
     def test_labels_without_pictures_and_the_reverse(self, tmp_path):
         root = make_ctw(tmp_path)

@@ -49,8 +49,8 @@ class TestRender:
             assert quads.shape == (len(words), 4, 2) and quads.dtype == np.float32
             assert quads.min() >= 0 and quads.max() <= size
             assert (areas(quads) > 9).all()  # clockwise, and larger than a speck
-            left, right = quads[:, [0, 3]].mean((1, 2)), quads[:, [1, 2]].mean((1, 2))
-            assert (quads[:, 1, 0] > quads[:, 0, 0]).all() and left.shape == right.shape
+            left, right = quads[:, [0, 3], 0].mean(1), quads[:, [1, 2], 0].mean(1)
+            assert (quads[:, 1, 0] > quads[:, 0, 0]).all() and (left < right).all()
             assert set("".join(words)) <= set(scene.alphabet)
 
     def test_words_do_not_overlap(self):
@@ -140,37 +140,19 @@ class TestRender:
             for corner in quad:  # and at each corner there is a corner of the block
                 assert np.hypot(x + 0.5 - corner[0], y + 0.5 - corner[1]).min() < 1 + 0.5**0.5
 
-    def test_other_processes_draw_the_same_bytes(self):
-        """Another run with another hash seed, and workers however they start."""
-
-        def checksum(images):
-            return zlib.crc32(b"".join(np.ascontiguousarray(image).tobytes() for image in images))
-
-        want = checksum(ds.render(3, k, 64).image for k in range(8))
-        code = (
-            "import zlib, data_stub as ds; print(zlib.crc32(b''.join("
-            "ds.render(3, k, 64).image.tobytes() for k in range(8))))"
+    def test_a_worker_with_another_hash_seed_draws_the_same_bytes(self, monkeypatch):
+        monkeypatch.setenv("PYTHONHASHSEED", "7")
+        loader = DataLoader(
+            ds.Rendered(64, 8, seed=3),
+            batch_size=None,
+            num_workers=1,
+            multiprocessing_context="spawn",
+            collate_fn=image_of,
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(ds.__file__).parent,
-            check=True,
-            env=os.environ | {"PYTHONHASHSEED": "7"},
-            capture_output=True,
-            text=True,
-        )
-        assert int(done.stdout) == want
-        for method in ("fork", "spawn"):
-            loader = DataLoader(
-                ds.Rendered(64, 8, seed=3),
-                batch_size=None,
-                num_workers=2,
-                multiprocessing_context=method,
-                collate_fn=image_of,
-            )
-            assert checksum(loader) == want
+        for k, image in enumerate(loader):
+            assert np.array_equal(image, ds.render(3, k, 64).image)
 
-    def test_an_alphabet_without_a_word_for_a_half_is_said_at_once(self):
+    def test_an_alphabet_without_a_word_for_a_split_is_an_error_at_once(self):
         scene = ds.Scene(alphabet="a", kinds=("random",), chars=(1, 2))
         splits = {ds.split_of(word) for word in ("a", "aa")}
         assert splits == {"train"}

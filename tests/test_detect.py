@@ -1,5 +1,6 @@
 """Tests of transfer/dataset.py and transfer/detect.py: pictures, crops, training and commands."""
 
+import io
 import json
 import math
 import os
@@ -14,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from scipy.io import savemat
 
 import data_stub
 import vlpt
+from readers.pictures import DetectionSample
 from transfer import dataset, detect, heads
 from transfer.cache import CachedSource
-from transfer.dataset import CheckedSample, TrainingCrops, open_dataset
+from transfer.dataset import TrainingCrops, open_dataset
 from transfer.psenet import PSENet, draw_kernels
 from transfer.pyramid import PADDING_COLOR, DetectorConfig
 from transfer.score import f_score, match_detections
@@ -54,30 +55,6 @@ def make_icdar(
     return root
 
 
-def make_totaltext(root: Path, line: str) -> Path:
-    for folder in ("Train", "Test"):
-        (root / "Images" / folder).mkdir(parents=True)
-        (root / "txt_format" / folder).mkdir(parents=True)
-        for n in (1, 2):
-            Image.new("RGB", (96, 64)).save(root / "Images" / folder / f"img{n}.jpg")
-            (root / "txt_format" / folder / f"poly_gt_img{n}.txt").write_text(line)
-    return root
-
-
-def make_synthtext(root: Path, count: int) -> Path:
-    """Write pictures of two words in the layout of SynthText."""
-    (root / "8").mkdir(parents=True)
-    table = {key: np.empty((1, count), object) for key in ("imnames", "wordBB", "txt")}
-    quads = np.stack([SQUARE, SQUARE + np.float32([0, 25])])
-    for k in range(count):
-        Image.new("RGB", (96, 64)).save(root / f"8/picture_{k}.jpg")
-        table["imnames"][0, k] = np.array([f"8/picture_{k}.jpg"])
-        table["wordBB"][0, k] = quads.transpose(2, 1, 0)
-        table["txt"][0, k] = np.array(["one\ntwo"])
-    savemat(root / "gt.mat", table)
-    return root
-
-
 class Drawn:
     """Four pictures with three words each, drawn in the plainest way."""
 
@@ -94,7 +71,7 @@ class Drawn:
                 box = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
                 draw.polygon(box, fill=(200, 200, 120))
                 polygons.append(np.float32(box))
-            self.samples.append(CheckedSample(image, polygons, np.zeros(3, bool)))
+            self.samples.append(DetectionSample(image, polygons, np.zeros(3, bool)))
 
     def __len__(self):
         return 4
@@ -113,29 +90,6 @@ class TestSources:
         sample = data[0]
         assert sample.ignored.tolist() == [False, True] and sample.unusable == 0
         assert [p[0].tolist() for p in sample.polygons] == [[10, 10], [60, 10]]
-
-    def test_words_of_total_text_are_polygons(self, tmp_path):
-        lines = (
-            "x: [[10 30 50 50 30\n 10]], y: [[10 5 10 30 25 30]], ornt: [u'c'], "
-            "transcriptions: [u'It's']\n"
-            "x: [[60 90 90]], y: [[10 10 30]], ornt: [u'#'], transcriptions: [u'#']\n"
-        )
-        spec = f"totaltext:{make_totaltext(tmp_path, lines)}"
-        assert [len(open_dataset(spec, half)) for half in data_stub.SPLITS] == [2, 2]
-        sample = open_dataset(spec, "heldout")[0]
-        corners = [[10, 10], [30, 5], [50, 10], [50, 30], [30, 25], [10, 30]]
-        assert sample.polygons[0].tolist() == corners
-        assert sample.ignored.tolist() == [False, True] and sample.image.size == (96, 64)
-
-    def test_synthtext_and_the_renderer(self, tmp_path):
-        make_synthtext(tmp_path, 12)
-        for spec, name in (
-            (f"synthtext:{tmp_path}", "picture_0"),
-            ("synth", "picture_0_of_seed_0"),
-        ):
-            data = open_dataset(spec, "train", 64, 3)
-            assert data.name(0) == name
-            assert len(data[0].polygons) == len(data[0].ignored) > 0
 
     @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
     def test_icdar_itself(self):
@@ -257,7 +211,7 @@ class TestCrops:
         image = np.zeros((100, 200, 3), np.uint8)
         image[40:60, 120:160] = 255
         quad = np.float32([[120, 40], [160, 40], [160, 60], [120, 60]])
-        sample = CheckedSample(Image.fromarray(image), [quad], np.array([False]))
+        sample = DetectionSample(Image.fromarray(image), [quad], np.array([False]))
         for seed in range(20):
             rng = np.random.default_rng(seed)
             crop = dataset.crop_sample(sample, 64, float(rng.uniform(0.4, 1.2)), rng)
@@ -283,6 +237,13 @@ class TestCrops:
         assert len(small) == 3 and set(small) < set(large)
         with pytest.raises(ValueError, match="--subset: expected 1 to 9 pictures, got 10"):
             self.crops(9, subset=10)
+
+    @pytest.mark.parametrize("subset", [None, 1])
+    def test_a_training_split_without_pictures_is_an_error(self, tmp_path, subset):
+        source = open_dataset(f"icdar2015:{make_icdar(tmp_path, (801, 802))}", "train")
+        message = "--data: expected pictures to train on, got none in the training split"
+        with pytest.raises(ValueError, match=message):
+            TrainingCrops(source, CONFIG, 64, 0, subset)
 
 
 class TestSurvey:
@@ -529,6 +490,17 @@ class TestHeads:
             for key, value in pretrained.backbone.state_dict().items():
                 assert torch.equal(model.backbone.state_dict()[key], value)
 
+    def test_starts_from_a_run_of_which_only_the_checkpoint_before_the_last_is_left(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        """It was killed between two renames, see `training.runs.save_checkpoint`."""
+        monkeypatch.chdir(tmp_path)
+        Path("run").mkdir()
+        vlpt.export_backbone(vlpt.VLPT(vlpt.TINY), "run/checkpoint.pt")
+        Path("run/checkpoint.pt").rename("run/checkpoint.previous.pt")
+        detect.main(["train", "--init", "run", *TINY])
+        assert "parameters from run\n" in capsys.readouterr().out
+
 
 class TestMistakes:
     """Each is one line that says what is wrong, and leaves nothing half-written."""
@@ -559,20 +531,20 @@ class TestMistakes:
         assert message.startswith("noise.pt: expected a checkpoint of tensors")
         vlpt.export_backbone(vlpt.build_backbone("resnet18"), "r18.pt")
         for name in ("other.pt", "r18.pt"):
-            assert self.fails(capsys, "train", "--init", name, *TINY) == (
-                f"{name}: expected the weights of the backbone tiny of this version; "
-                "set --backbone to that of the pre-training"
-            )
+            message = self.fails(capsys, "train", "--init", name, *TINY)
+            expected = f"{name}: expected the weights of the backbone tiny of this version, got "
+            assert message.startswith(expected + "others (not the weights of clip_resnet: Missing")
+            assert message.endswith("; set --backbone to that of the pre-training")
+        assert "; Unexpected key(s) in state_dict: " in message  # those of resnet18
         assert not Path("runs").exists()
 
     def test_missing_runs(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         Path("empty").mkdir()
-        nothing = "expected the folder of a run or a file, got nothing there"
+        nothing = "expected a run's folder with a checkpoint.pt, or a file, got neither"
         assert self.fails(capsys, "eval", "nowhere", "--data", "synth") == f"nowhere: {nothing}"
         assert self.fails(capsys, "train", "--init", "nowhere", *TINY) == f"nowhere: {nothing}"
-        message = self.fails(capsys, "predict", "empty", "a.png")
-        assert message == "empty: expected the folder of a run, got no checkpoint.pt in it"
+        assert self.fails(capsys, "predict", "empty", "a.png") == f"empty: {nothing}"
 
     @pytest.mark.parametrize(
         ("error", "command", "message"),
@@ -597,9 +569,11 @@ class TestMistakes:
                 ["train"],
                 "Killed",
             ),
+            (MemoryError(), ["predict", "runs/d", "a.png"], "memory is full; use --device cpu"),
+            (PermissionError(13, "Permission denied", "x"), ["train"], "x: Permission denied"),
         ],
     )
-    def test_a_full_gpu_and_a_killed_worker_are_one_line(
+    def test_what_goes_wrong_outside_of_the_program_is_one_line(
         self, error, command, message, monkeypatch
     ):
         def fail(_):
@@ -609,7 +583,28 @@ class TestMistakes:
             monkeypatch.setattr(detect, name, fail)
         with pytest.raises(SystemExit) as stop:
             detect.main(command)
-        assert str(stop.value).endswith(message) and "\n" not in str(stop.value)
+        assert message in str(stop.value) and "\n" not in str(stop.value)
+
+    def test_ctrl_c_ends_with_the_status_that_shells_expect(self, monkeypatch, capsys):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(detect, "train", interrupt)
+        with pytest.raises(SystemExit) as stop:
+            detect.main(["train"])
+        assert stop.value.code == 130
+        assert capsys.readouterr().err == "python -m transfer.detect: stopped\n"
+
+    def test_names_that_the_terminal_cannot_show_stop_nothing(self, trained, monkeypatch, tmp_path):
+        monkeypatch.chdir(trained)
+        for name in ("出口.png", "出口2.png"):
+            Image.new("RGB", (64, 64)).save(tmp_path / name)
+        terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        detect.main(["predict", "runs/d", str(tmp_path)])
+        terminal.flush()
+        assert terminal.buffer.getvalue().count(b"\\u51fa\\u53e3") >= 2
+        assert Path("runs/d/predictions/出口2.json").exists()
 
     def test_the_device_is_a_gpu_if_there_is_one(self, monkeypatch):
         for has_gpu, device in ((True, "cuda"), (False, "cpu")):
@@ -752,7 +747,9 @@ class TestMistakes:
         before = score.read_text(), sorted(results.iterdir())
         monkeypatch.setattr(detect, "detect_text", None)  # the error comes before it
         message = self.fails(capsys, "eval", "runs/d", "--data", f"jsonl:{tmp_path}/d.jsonl")
-        assert message.endswith("res_1.txt: expected one picture of this name, got 2")
+        assert message.endswith(
+            "res_1.txt: expected one picture of this name, got 2; evaluate their folders one by one"
+        )
         assert (score.read_text(), sorted(results.iterdir())) == before  # nothing is lost
 
     def test_a_new_detector_has_found_nothing_yet(self, trained, monkeypatch):

@@ -57,11 +57,24 @@ def test_exports_a_run(tmp_path, monkeypatch, capsys, given, layout):
     assert capsys.readouterr().out == "wrote b.safetensors\n"
 
 
+def test_exports_the_checkpoint_before_the_last_if_only_that_is_left(tmp_path, monkeypatch):
+    """As of a run that was killed between two renames."""
+    monkeypatch.chdir(tmp_path)
+    model = write_run(SMALL)
+    Path("run/checkpoint.pt").rename("run/checkpoint.previous.pt")
+    export.main(["run", "b.pt"])
+    weights = vlpt.read_checkpoint("b.pt")
+    assert torch.equal(weights["conv1.weight"], model.backbone.conv1.weight)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none b.pt", "none: expected the folder of a run or a file, got nothing there"),
-        ("empty b.pt", "empty: expected the folder of a run, got no checkpoint.pt in it"),
+        ("none b.pt", "none: expected a run's folder with a checkpoint.pt, or a file, got neither"),
+        (
+            "empty b.pt",
+            "empty: expected a run's folder with a checkpoint.pt, or a file, got neither",
+        ),
         ("foreign.pt b.pt", "foreign.pt: expected a checkpoint of train_min.py, got another file"),
         ("other.pt b.pt", "other.pt: expected a checkpoint of train_min.py, got another file"),
         ("cut.pt b.pt", "cut.pt: "),

@@ -18,8 +18,8 @@ import vlpt
 from experiments.gpu import __main__ as command
 from experiments.gpu import bench, check, detect, pretrain, tables
 from experiments.gpu.programme import REHEARSAL, Programme, Sizes
+from readers.pictures import DetectionSample
 from training.weights import load_model
-from transfer.dataset import CheckedSample
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -331,7 +331,7 @@ def test_a_pair_starts_only_if_both_of_its_arms_can_end(tmp_path):
 def test_a_varied_photograph_keeps_its_words_in_their_polygons():
     image = Image.new("RGB", (96, 64))
     image.paste((255, 255, 255), (20, 20, 60, 40))
-    sample = CheckedSample(image, [SQUARE], np.zeros(1, bool))
+    sample = DetectionSample(image, [SQUARE], np.zeros(1, bool))
     seen = set()
     for seed in range(20):
         varied = detect.vary(sample, np.random.default_rng(seed))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -135,12 +135,13 @@ class TestKernels:
 
     @quick
     @given(seeds)
+    @example(3)  # in these, rounding moves a corner out of the larger kernel
+    @example(25)
+    @example(43)
+    @example(56)
+    @example(79)
+    @example(83)
     def test_each_lies_within_the_next_larger_one(self, seed):
-        kernels, _ = draw_kernels([random_quad(seed)], [False], (200, 200), 0.4)
-        assert (np.diff(kernels.astype(int), axis=0) <= 0).all()
-
-    @pytest.mark.parametrize("seed", [3, 25, 43, 56, 79, 83])
-    def test_a_corner_that_is_rounded_outwards_is_clipped(self, seed):
         kernels, _ = draw_kernels([random_quad(seed)], [False], (200, 200), 0.4)
         assert (np.diff(kernels.astype(int), axis=0) <= 0).all()
 

@@ -79,6 +79,15 @@ class TestFolders:
             wanted = np.asarray(shown.resize(got.size, Image.Resampling.BOX), int)
             assert abs(np.asarray(got, int) - wanted).mean() < 12
 
+    def test_a_lack_of_memory_is_no_damaged_picture(self, tmp_path, monkeypatch):
+        def too_little(*_args, **_options):
+            raise MemoryError
+
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        monkeypatch.setattr("readers.pictures.to_rgb", too_little)
+        with pytest.raises(MemoryError):
+            open_image(tmp_path / "a.png")
+
     def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
         for name in "abc":
             Image.new("RGB", (40, 20), (9, 8, 7)).save(tmp_path / f"{name}.png")
@@ -220,6 +229,12 @@ class TestFolders:
         ):
             open_source(spec, "train", 64, 10)
 
+    @pytest.mark.parametrize("spec", ["synth", "jsonl:nowhere"])
+    def test_an_unknown_split_is_named(self, spec):
+        message = "split: expected one of train, heldout, got 'val'"
+        with pytest.raises(ValueError, match=message):
+            open_source(spec, "val")
+
 
 def write_mat(root: Path, names: list[str], texts: list, boxes: list) -> Path:
     from scipy.io import savemat
@@ -277,8 +292,8 @@ class TestSynthText:
             wanted = [k for k in range(len(entries)) if (k in held) == (split == "heldout")]
             plain = [[vlpt.normalize_text(word) for word in entries[k]] for k in wanted]
             assert [s.words for s in source] == [[w[:25] for w in words] for words in plain]
-            alphabet, notes, counts = vlpt.Alphabet("".join(known)), Counter(), Counter()
-            got = source.learnable(alphabet, notes)
+            alphabet, counts = vlpt.Alphabet("".join(known)), Counter()
+            got, notes = source.learnable(alphabet)
             found = [count_learnable(words, alphabet, counts) for words in plain]
             assert got.tolist() == [n > 0 for n in found]
             for reason in (alphabets.UNKNOWN, alphabets.PARTLY):
@@ -386,7 +401,7 @@ class TestSynthText:
         with pytest.raises(ValueError, match=f"{reasons}$"):
             SynthText(root)
 
-    def test_too_little_memory_is_said(self, tmp_path, monkeypatch):
+    def test_too_little_memory_is_a_clear_error(self, tmp_path, monkeypatch):
         def too_little(*_args, **_options):
             raise MemoryError
 
@@ -736,10 +751,13 @@ class TestCheck:
         assert check(f"synthtext:{tmp_path}").lines[0] == "pictures  25, 2 of them held out"
         lines = check("synth").lines
         assert not any(line.startswith(("left out", "worst")) for line in lines)
-        if REAL.is_dir():
-            lines = check(f"icdar2015:{REAL}").lines
-            assert lines[1].startswith("words     4,468,")
-            assert "left out  words marked unreadable: 7,418" in lines
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not REAL.is_dir(), reason="no ICDAR 2015 folder")
+    def test_icdar_itself(self):
+        lines = check(f"icdar2015:{REAL}").lines
+        assert lines[1].startswith("words     4,468,")
+        assert "left out  words marked unreadable: 7,418" in lines
 
     def run(self, *args: str, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "readers", "check", *args]
@@ -958,8 +976,8 @@ class TestMixed:
             assert np.array_equal(mixed[k].image, want[mixed.name(k)].image)
         assert mixed.notes == parts[0].notes + parts[1].notes
         assert mixed.characters() == parts[0].characters() + parts[1].characters()
-        alphabet, notes = vlpt.Alphabet("wé"), Counter()
-        assert mixed.learnable(alphabet, notes).all() and notes[alphabets.PARTLY] == len(mixed)
+        found, notes = mixed.learnable(vlpt.Alphabet("wé"))
+        assert found.all() and notes[alphabets.PARTLY] == len(mixed)
 
     def test_the_first_pictures_are_of_all_parts(self, specs):
         mixed = open_source("+".join(specs), "train")
@@ -969,7 +987,7 @@ class TestMixed:
 
     def test_a_picture_can_be_learned_where_its_words_can(self, specs):
         mixed = open_source("+".join(specs), "train")
-        got = mixed.learnable(vlpt.Alphabet("é"), Counter())
+        got, _ = mixed.learnable(vlpt.Alphabet("é"))
         assert [Path(mixed.name(k)).suffix == ".png" for k in range(len(mixed))] == got.tolist()
 
     def test_a_detector_gets_the_polygons_of_each_part(self, specs):

@@ -24,7 +24,8 @@ ONLY = {  # what a file may import beside Python's own library
     "data_stub": {"vlpt", "numpy", "PIL", "torch"},
     "test_vlpt": {"vlpt", "numpy", "torch", "torchvision", "pytest", "hypothesis", "scipy"},
 }
-TRAINING_IN_TRANSFER = {"training.options"}  # what transfer/ may import of the trainer
+# What transfer/ may import of the trainer: options, errors of one line, the checkpoint of a run.
+TRAINING_IN_TRANSFER = {"training.options", "training.runs", "training.weights"}
 
 
 def module_name(path: Path) -> str:

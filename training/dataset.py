@@ -4,7 +4,6 @@
 makes batches of items. `training.data` loads them in worker processes.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,8 +66,8 @@ class Pretraining(torch.utils.data.Dataset[Item]):
         self.seed = seed
         self.annotated = annotated
         self.augment = augment
-        notes = Counter(source.notes)
-        found = source.learnable(alphabet, notes)
+        found, unlearned = source.learnable(alphabet)
+        notes = source.notes + unlearned
         self.indices = np.flatnonzero(found).astype(np.int32)
         notes["pictures without a usable word"] += len(found) - len(self.indices)
         self.notes = +notes  # without zeros

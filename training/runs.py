@@ -333,10 +333,15 @@ def warn_only(action: str) -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """An error's message. The system's own, of an OSError, is shown as FILE: REASON."""
+    """An error's message. The system's own, of an OSError, is shown as FILE: REASON; that of an
+    error in a worker is shown without the stack trace that torch adds.
+    """
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    message = str(error)
+    if message.startswith("Caught "):
+        message = message.strip().split("\n")[-1].partition(": ")[2]
+    return message
 
 
 @contextmanager

@@ -27,6 +27,21 @@ def save_model(model: vlpt.VLPT, path: Path) -> None:
     vlpt.write_atomically(path, content.getvalue())
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The file that a path means: itself, or the last checkpoint in the folder of a run.
+
+    If a run was killed between two renames, only checkpoint.previous.pt exists.
+
+    Raises: ValueError if there is no such file.
+    """
+    for file in (path, path / "checkpoint.pt", path / "checkpoint.previous.pt"):
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{path}: expected a run's folder with a checkpoint.pt, or a file, got neither"
+    )
+
+
 def load_model(source: str | Path | None = None) -> vlpt.VLPT:
     """Build the model of a run or of a file, ready for use: in float32, and in evaluation mode.
 
@@ -34,8 +49,8 @@ def load_model(source: str | Path | None = None) -> vlpt.VLPT:
         source: a run's folder, of which the last checkpoint is used, a file, or None for the
             weights that come with the repository.
     Raises:
-        OSError: the file cannot be read, or there is none.
-        ValueError: it is damaged, or holds something else than a whole model.
+        OSError: the file cannot be read, or the one that comes with the repository is missing.
+        ValueError: there is none, it is damaged, or it holds something else than a whole model.
     """
     path = PACKAGED if source is None else Path(source)
     if source is None and not path.is_file():
@@ -43,14 +58,7 @@ def load_model(source: str | Path | None = None) -> vlpt.VLPT:
             f"{path.relative_to(ROOT)}: expected the weights that come with the repository, got no "
             "such file; name the folder of a run or the file of a model"
         )
-    if path.is_dir():
-        checkpoints = [path / "checkpoint.pt", path / "checkpoint.previous.pt"]
-        found = [checkpoint for checkpoint in checkpoints if checkpoint.is_file()]
-        if not found:
-            raise ValueError(f"{path}: expected the folder of a run, got no checkpoint.pt in it")
-        path = found[0]
-    elif not path.exists():
-        raise FileNotFoundError(f"{path}: expected a run's folder or a model's file, got neither")
+    path = find_checkpoint(path)
     content = vlpt.read_checkpoint(path)
     if not {"state_dict", "config"} <= content.keys():
         raise ValueError(f"{path}: expected a whole model, got no state_dict and config in it")

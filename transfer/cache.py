@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from transfer.dataset import CheckedSample, CheckedSource
+from readers.detection import DetectionDataset, DetectionSample
 
 CHUNK = 64  # pictures that are decoded at once
 
@@ -24,13 +24,13 @@ class CachedSource:
 
     def __init__(
         self,
-        source: CheckedSource,
+        source: DetectionDataset,
         gigabytes: float,
         threads: int = 8,
         indices: Iterable[int] | None = None,
     ) -> None:
         self.source = source
-        self.cached: dict[int, CheckedSample] = {}
+        self.cached: dict[int, DetectionSample] = {}
         free = gigabytes * 1e9
         needed = range(len(source)) if indices is None else [int(index) for index in indices]
         with ThreadPoolExecutor(threads) as pool:
@@ -45,7 +45,7 @@ class CachedSource:
                         return
                     self.cached[index] = sample
 
-    def try_to_read(self, index: int) -> CheckedSample | None:
+    def try_to_read(self, index: int) -> DetectionSample | None:
         try:
             return self.source[index]
         except ValueError:
@@ -57,6 +57,6 @@ class CachedSource:
     def name(self, index: int) -> str:
         return self.source.name(index)
 
-    def __getitem__(self, index: int) -> CheckedSample:
+    def __getitem__(self, index: int) -> DetectionSample:
         found = self.cached.get(index)
         return self.source[index] if found is None else found

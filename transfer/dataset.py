@@ -1,6 +1,6 @@
 """Annotated pictures for a text detector: reading and repairing them, and cutting training crops.
 
-    data set of readers/ --CheckedDataset--> CheckedSample --crop_sample--> TrainingCrops
+    data set of readers/ --CheckedDataset--> DetectionSample --crop_sample--> TrainingCrops
 
 An ignored region is neither text nor background: no loss looks there, and a detection inside it
 does not count. A word whose corners are unusable becomes such a region.
@@ -8,7 +8,6 @@ does not count. A word whose corners are unusable becomes such a region.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -18,31 +17,12 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 import data_stub
-from readers.detection import DetectionDataset, open_detection
+from readers.detection import DetectionDataset, DetectionSample, open_detection
 from transfer.heads import HEADS
 from transfer.outlines import kernel_is_too_thin
 from transfer.pyramid import PADDING_COLOR, DetectorConfig
 
 SURVEYED = 100  # crops that are looked at before training
-
-
-class CheckedSample(NamedTuple):
-    """One annotated picture whose polygons can be drawn and compared."""
-
-    image: Image.Image
-    polygons: list[np.ndarray]  # of each word or region, (P, 2) float32 pixels x, y, with P >= 3
-    ignored: np.ndarray  # (len(polygons),) bool, True for a region that is not a readable word
-    unusable: int = 0  # how many of the ignored regions are words with unusable corners
-
-
-class CheckedSource(Protocol):
-    """Checked samples by number, from 0."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> CheckedSample: ...
-
-    def name(self, index: int, /) -> str: ...
 
 
 # -------------------------------------------------------------------------------------- annotations
@@ -100,9 +80,10 @@ def outline_of(polygon: np.ndarray) -> np.ndarray:
 
 
 class CheckedDataset:
-    """A data set of readers/ whose polygons are repaired where that is possible.
+    """A data set of readers/ whose polygons are repaired, so that they can be drawn and compared.
 
-    Of a polygon that reaches beyond its picture, only the visible part is kept.
+    A word that cannot be repaired becomes an ignored region, and is counted as `unusable`. Of a
+    polygon that reaches beyond its picture, only the visible part is kept.
     """
 
     def __init__(self, dataset: DetectionDataset) -> None:
@@ -114,9 +95,9 @@ class CheckedDataset:
     def name(self, index: int) -> str:
         return self.dataset.name(index)
 
-    def __getitem__(self, index: int) -> CheckedSample:
+    def __getitem__(self, index: int) -> DetectionSample:
         """Read a picture. Raises: ValueError, which names it."""
-        image, polygons, ignored = self.dataset[index]
+        image, polygons, ignored, _ = self.dataset[index]
         repaired = [usable_polygon(polygon) for polygon in polygons]
         unusable = np.array([polygon is None for polygon in repaired], bool)
         kept = [
@@ -125,7 +106,7 @@ class CheckedDataset:
         ]
         visible = [visible_part(polygon, *image.size) for polygon in kept]
         inside = np.array([polygon is not None for polygon in visible], bool)
-        return CheckedSample(
+        return DetectionSample(
             image,
             [polygon for polygon in visible if polygon is not None],
             (ignored | unusable)[inside],
@@ -144,8 +125,8 @@ def open_dataset(
 
 
 def crop_sample(
-    sample: CheckedSample, side: int, scale: float, rng: np.random.Generator
-) -> CheckedSample:
+    sample: DetectionSample, side: int, scale: float, rng: np.random.Generator
+) -> DetectionSample:
     """Cut a square out of a picture and scale it to `side` pixels.
 
     With probability 0.75 it is placed near a random word.
@@ -185,7 +166,7 @@ class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(
         self,
-        source: CheckedSource,
+        source: DetectionDataset,
         config: DetectorConfig,
         side: int,
         seed: int,
@@ -200,6 +181,10 @@ class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
             seed: decides which pictures are in a subset, their order, and the crops.
             subset: how many pictures to train on. A smaller subset is part of a larger one.
         """
+        if not len(source):
+            raise ValueError(
+                "--data: expected pictures to train on, got none in the training split"
+            )
         if subset is not None and not 1 <= subset <= len(source):
             raise ValueError(f"--subset: expected 1 to {len(source)} pictures, got {subset}")
         order = np.random.default_rng([seed, 1]).permutation(len(source))
@@ -209,19 +194,19 @@ class TrainingCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.side = side
         self.seed = seed
 
-    def read(self, k: int) -> CheckedSample:
+    def read(self, k: int) -> DetectionSample:
         """The picture that item k is cut from."""
         epoch, position = divmod(k, len(self.indices))
         order = data_stub.shuffled(len(self.indices), self.seed, epoch)
         return self.source[int(self.indices[order[position]])]
 
-    def cut(self, k: int, sample: CheckedSample) -> CheckedSample:
+    def cut(self, k: int, sample: DetectionSample) -> DetectionSample:
         """The crop that item k holds, of its picture."""
         rng = np.random.default_rng([self.seed, k])
         scale = self.config.long_side / max(sample.image.size) * 2 ** rng.uniform(-0.5, 0.5)
         return crop_sample(sample, self.side, scale, rng)
 
-    def draw(self, crop: CheckedSample) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, crop: DetectionSample) -> tuple[np.ndarray, np.ndarray]:
         """What is to be predicted in a crop and where it is valid, as the head draws it."""
         shape = (self.side, self.side)
         head = HEADS[self.config.head]
@@ -279,7 +264,7 @@ def survey(data: TrainingCrops, count: int) -> Survey:
     return Survey(crops, without_words, words, unusable, too_thin)
 
 
-def usable_words(sample: CheckedSample) -> Sequence[np.ndarray]:
+def usable_words(sample: DetectionSample) -> Sequence[np.ndarray]:
     """The polygons that are not ignored."""
     return [p for p, skip in zip(sample.polygons, sample.ignored, strict=True) if not skip]
 

@@ -201,8 +201,7 @@ def find_words(
     labels = cv2.connectedComponents(text, connectivity=8)[1]
     polygons = []
     means = []
-    contours = trace_contours(labels, probability, min_score, MIN_PIXELS)
-    for contour, mean in zip(*contours, strict=True):
+    for contour, mean in trace_contours(labels, probability, min_score, MIN_PIXELS):
         shrunken = fit_outline(contour, curved, TOLERANCE)
         outline = None if shrunken is None else unclip(shrunken, curved)
         if outline is not None:

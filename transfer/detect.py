@@ -29,18 +29,14 @@ from tqdm import tqdm
 
 import vlpt
 from readers import SPECS
+from readers.detection import DetectionDataset
 from readers.folder import visible_files
 from readers.pictures import is_picture, open_image
 from training.options import Parser, folder_name, number, some_path
+from training.runs import one_line_errors
+from training.weights import find_checkpoint
 from transfer.cache import CachedSource
-from transfer.dataset import (
-    CheckedSource,
-    TrainingCrops,
-    describe_survey,
-    open_dataset,
-    survey,
-)
-from transfer.export import find_checkpoint
+from transfer.dataset import TrainingCrops, describe_survey, open_dataset, survey
 from transfer.heads import HEADS, build_detector, detect_text
 from transfer.pyramid import BACKBONES, DetectorConfig, PyramidDetector
 from transfer.score import f_score, match_detections
@@ -180,7 +176,7 @@ def train_detector(
 
 def evaluate_detector(
     model: PyramidDetector,
-    source: CheckedSource,
+    source: DetectionDataset,
     config: DetectorConfig,
     results: Path | None = None,
 ) -> dict[str, float]:
@@ -200,7 +196,8 @@ def evaluate_detector(
         for name, count in Counter(names).items():
             if count > 1:
                 message = f"expected one picture of this name, got {count}"
-                raise ValueError(f"{results / name}: {message}")
+                advice = "evaluate their folders one by one"
+                raise ValueError(f"{results / name}: {message}; {advice}")
     counts = np.zeros(3, np.int64)
     unusable = 0
     files: dict[str, str] = {}
@@ -518,23 +515,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    advice = "lower --batch, --crop or --width" if args.command == "train" else "use --device cpu"
+    with one_line_errors(PROGRAM, advice):
         {"train": train, "eval": evaluate, "predict": predict}[args.command](args)
-    except (ValueError, OSError, ImportError) as error:
-        message = str(error).strip()
-        if "Original Traceback" in message:  # from a worker process; the last line says what it is
-            message = message.splitlines()[-1].partition(": ")[2]
-        sys.exit(f"{PROGRAM}: error: {message}")
-    except torch.OutOfMemoryError:
-        is_training = args.command == "train"
-        advice = "lower --batch, --crop or --width" if is_training else "use --device cpu"
-        sys.exit(f"{PROGRAM}: error: the memory of the GPU is full; {advice}")
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        sys.exit(f"{PROGRAM}: error: {str(error).splitlines()[0].rstrip('. ')}")
-    except KeyboardInterrupt:
-        sys.exit(f"{PROGRAM}: stopped")
 
 
 if __name__ == "__main__":

@@ -8,25 +8,12 @@ To add a layout, see `LAYOUTS` in vlpt.py.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import vlpt
 from training.options import Parser
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The file that a path means: checkpoint.pt in the folder of a run, or the file itself.
-
-    Raises: ValueError if there is no such file.
-    """
-    if path.is_dir():
-        if not (path / "checkpoint.pt").is_file():
-            raise ValueError(f"{path}: expected the folder of a run, got no checkpoint.pt in it")
-        return path / "checkpoint.pt"
-    if not path.exists():
-        raise ValueError(f"{path}: expected the folder of a run or a file, got nothing there")
-    return path
+from training.runs import one_line_errors
+from training.weights import find_checkpoint
 
 
 def export_run(run: Path, out: Path, layout: str = "native") -> None:
@@ -69,11 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         help="whose parameter names the file uses (default: native, those of vlpt.py)",
     )
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         export_run(args.run, args.out, args.layout)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
-    print(f"wrote {args.out}")
+        print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ def build_detector(config: DetectorConfig, weights: str | None = None) -> Pyrami
         checkpoint = vlpt.read_checkpoint(weights)
         try:
             backbone = vlpt.load_backbone(checkpoint, name, **size)
-        except ValueError:
+        except ValueError as error:
             message = f"expected the weights of the backbone {config.backbone} of this version"
             advice = "set --backbone to that of the pre-training"
-            raise ValueError(f"{weights}: {message}; {advice}") from None
+            reason = str(error).removeprefix("source: ")
+            raise ValueError(f"{weights}: {message}, got others ({reason}); {advice}") from None
     return HEADS[config.head](backbone, config.width)
 
 

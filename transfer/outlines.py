@@ -3,6 +3,8 @@
 Points are (x, y) in pixels.
 """
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import pyclipper
@@ -86,7 +88,7 @@ def fit_outline(contour: np.ndarray, curved: bool, tolerance: float) -> np.ndarr
 
 def trace_contours(
     labels: np.ndarray, scores: np.ndarray, min_score: float, min_pixels: int
-) -> tuple[list[np.ndarray], list[float]]:
+) -> Iterator[tuple[np.ndarray, float]]:
     """Trace the outer edge of each label.
 
     Args:
@@ -94,10 +96,8 @@ def trace_contours(
         scores: (H, W), 0..1.
         min_score: a part with a smaller mean score is dropped.
         min_pixels: a smaller part is dropped.
-    Returns: (P, 2) int32, the pixels along each edge; the mean score of each part.
+    Yields: (P, 2) int32, the pixels along an edge; the mean score of the part.
     """
-    contours = []
-    means = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[rows, columns] == label
         mean = float(scores[rows, columns][inside].mean())
@@ -106,9 +106,7 @@ def trace_contours(
         mask = np.pad(inside.astype(np.uint8), 1)
         found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         corner = np.array([columns.start - 1, rows.start - 1], np.int32)
-        contours.append(max(found, key=cv2.contourArea)[:, 0] + corner)
-        means.append(mean)
-    return contours, means
+        yield max(found, key=cv2.contourArea)[:, 0] + corner, mean
 
 
 def trace_labels(
@@ -123,8 +121,7 @@ def trace_labels(
     """
     polygons = []
     means = []
-    contours = trace_contours(labels, scores, min_score, min_pixels)
-    for contour, mean in zip(*contours, strict=True):
+    for contour, mean in trace_contours(labels, scores, min_score, min_pixels):
         polygon = fit_outline(contour, curved, 0.01 * cv2.arcLength(contour, True))
         if polygon is not None:
             polygons.append(polygon)

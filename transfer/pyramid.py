@@ -22,12 +22,7 @@ PADDING_COLOR = (114, 114, 114)  # grey, for what lies outside the picture
 MIN_PIXELS = 10  # a smaller detection is dropped
 BACKBONES: dict[str, Mapping[str, Any]] = {
     "tiny": vlpt.TINY.backbone_size,  # the backbone of the trainer's tiny preset
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "clip_resnet50": {},
-    "clip_resnet101": {},
+    **{name: {} for name in (*vlpt.TORCHVISION_BACKBONES, *vlpt.CLIP_BACKBONES)},
 }
 
 

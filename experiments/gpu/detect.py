@@ -26,8 +26,9 @@ import data_stub
 import vlpt
 from experiments.gpu.programme import Programme, Result, Sizes, describe
 from experiments.reproduce import Subset
+from readers.detection import DetectionDataset, DetectionSample
 from transfer.cache import CachedSource
-from transfer.dataset import CheckedSample, CheckedSource, TrainingCrops, open_dataset
+from transfer.dataset import TrainingCrops, open_dataset
 from transfer.detect import place, train_detector
 from transfer.heads import build_detector, detect_text
 from transfer.pyramid import PADDING_COLOR, DetectorConfig, PyramidDetector
@@ -220,7 +221,7 @@ def train_and_score(
     early = [k for k, number in enumerate(numbers) if number <= LAST_TRAINED]
     late = [k for k, number in enumerate(numbers) if number > LAST_TRAINED]
     is_all = arm.photographs > len(early)
-    chosen: CheckedSource = whole if is_all else Subset(whole, early)
+    chosen: DetectionDataset = whole if is_all else Subset(whole, early)
     subset = min(arm.photographs, len(chosen))
     order = np.random.default_rng([arm.seed, 1]).permutation(len(chosen))
     few = CachedSource(Subset(chosen, order[:subset].tolist()), CACHE_GB, workers)
@@ -254,11 +255,11 @@ def number_of(name: str) -> int:
 class VariedCrops(TrainingCrops):
     """Training crops of photographs that are flipped, turned and stretched first."""
 
-    def read(self, k: int) -> CheckedSample:
+    def read(self, k: int) -> DetectionSample:
         return vary(super().read(k), np.random.default_rng([self.seed, k, 4]))
 
 
-def vary(sample: CheckedSample, rng: np.random.Generator) -> CheckedSample:
+def vary(sample: DetectionSample, rng: np.random.Generator) -> DetectionSample:
     """Flip a picture half of the time, turn it by up to 10 degrees, and change its aspect ratio by
     up to a tenth, around its centre. The picture keeps its size.
     """
@@ -296,7 +297,7 @@ class Found(NamedTuple):
 
 
 def find_all(
-    model: PyramidDetector, source: CheckedSource, config: DetectorConfig, threads: int
+    model: PyramidDetector, source: DetectionDataset, config: DetectorConfig, threads: int
 ) -> list[Found]:
     """Detect the text in all pictures of a source."""
     model.eval()
