@@ -87,6 +87,9 @@ class TestFolders:
         monkeypatch.setattr("readers.pictures.to_rgb", too_little)
         with pytest.raises(MemoryError):
             open_image(tmp_path / "a.png")
+        (tmp_path / "w.jsonl").write_text('{"image": "a.png", "words": ["a"]}')
+        with pytest.raises(SystemExit, match=r"^python -m readers: error: the memory is full"):
+            main(["check", f"jsonl:{tmp_path}/w.jsonl"])
 
     def test_jsonl_round_trip_with_and_without_quads(self, tmp_path):
         for name in "abc":
