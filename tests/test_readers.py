@@ -83,11 +83,13 @@ class TestFolders:
         def too_little(*_args, **_options):
             raise MemoryError
 
-        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        for name in "ab":
+            Image.new("RGB", (40, 20)).save(tmp_path / f"{name}.png")
         monkeypatch.setattr("readers.pictures.to_rgb", too_little)
         with pytest.raises(MemoryError):
             open_image(tmp_path / "a.png")
-        (tmp_path / "w.jsonl").write_text('{"image": "a.png", "words": ["a"]}')
+        lines = (json.dumps({"image": f"{name}.png", "words": ["a"]}) for name in "ab")
+        (tmp_path / "w.jsonl").write_text("\n".join(lines))
         with pytest.raises(SystemExit, match=r"^python -m readers: error: the memory is full"):
             main(["check", f"jsonl:{tmp_path}/w.jsonl"])
 
