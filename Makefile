@@ -25,6 +25,9 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	touch $@
 
+# glibc then keeps the memory of large tensors instead of returning it to the system after each use.
+demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+demo: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 demo: $(VENV)/installed
 	$(RUN) train_min.py --name demo --overwrite
 
