@@ -419,7 +419,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     advice = "lower --batch, or add --accumulate K or --recompute"
-    with runs.one_line_errors("train_min.py", advice):
+    with runs.one_line_errors("train_min.py", advice, "--resume continues the run"):
         if argv[:1] == ["compare"]:
             from training import report
 

@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename:  # the system's own message
             message = f"{error.filename}: {error.strerror}"
         sys.exit(f"python -m readers: error: {message}")
-    except MemoryError:
-        sys.exit("python -m readers: error: the memory is full; use a machine with more")
+    except MemoryError as error:
+        sys.exit(f"python -m readers: error: the memory is full; use a machine with more ({error})")
 
 
 if __name__ == "__main__":

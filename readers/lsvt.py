@@ -131,7 +131,7 @@ class LSVT(Folder):
     def read_labels(self, path: Path) -> Iterator[Annotation]:
         """All pictures of a label file, in its order."""
         try:
-            entries = json.loads(path.read_bytes())
+            entries = json.loads(path.read_text("utf-8-sig"))
             names = {name: list(texts) for name, texts in entries.items()}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(

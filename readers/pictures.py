@@ -67,8 +67,8 @@ def open_picture(path: Path, min_side: int | None = None) -> Picture:
             ImageOps.exif_transpose(image, in_place=True)
             scale = drafted[1][2] / stored[0] if drafted else 1.0
             return Picture(to_rgb(image), scale, stored, orientation)
-    except MemoryError:
-        raise  # nothing is wrong with the picture
+    except MemoryError:  # nothing need be wrong with the picture
+        raise MemoryError(f"{path}: too little memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 

@@ -23,9 +23,11 @@ def bounding_quads(polygons: Polygons) -> np.ndarray:
     """(words, 4, 2): quads as they are; of polygons with more or fewer points, their boxes."""
     quads = np.empty((len(polygons), 4, 2), np.float32)
     for quad, polygon in zip(quads, polygons, strict=True):
-        (left, top), (right, bottom) = polygon.min(0), polygon.max(0)
-        box = [[left, top], [right, top], [right, bottom], [left, bottom]]
-        quad[:] = polygon if len(polygon) == 4 else box
+        if len(polygon) == 4:
+            quad[:] = polygon
+        else:
+            (left, top), (right, bottom) = polygon.min(0), polygon.max(0)
+            quad[:] = [[left, top], [right, top], [right, bottom], [left, bottom]]
     return quads
 
 

@@ -151,6 +151,7 @@ class TestRender:
         )
         for k, image in enumerate(loader):
             assert np.array_equal(image, ds.render(3, k, 64).image)
+        assert k == 7
 
     def test_an_alphabet_without_a_word_for_a_split_is_an_error_at_once(self):
         scene = ds.Scene(alphabet="a", kinds=("random",), chars=(1, 2))

@@ -35,6 +35,7 @@ from readers.pictures import open_image
 from readers.sheet import caption_font
 from readers.totaltext import TotalText
 from training.dataset import Pretraining, collate
+from transfer.dataset import CheckedDataset
 
 ROOT = Path(ds.__file__).parent
 REAL = Path(os.getenv("VLPT_ICDAR2015", ROOT / "../shared/data/icdar2015"))
@@ -551,6 +552,7 @@ class TestDetection:
             data = open_detection(spec, "train", 64, 3)
             assert data.name(0) == name
             assert len(data[0].polygons) == len(data[0].ignored) > 0
+            assert len(CheckedDataset(data)[0].polygons) > 0
 
     def test_pictures_without_quads_are_named(self, tmp_path):
         lines = [json.dumps({"image": f"{name}.png", "words": ["a"]}) for name in "ab"]

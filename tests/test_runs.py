@@ -399,7 +399,7 @@ class TestFaults:
                 os.kill(int(number), signal.SIGKILL)
         output = run.end(1, quiet=False)  # other workers may complain
         assert "error: DataLoader worker" in output
-        assert "a run of train_min.py continues with --resume" in output
+        assert "--resume continues the run" in output
         train_min.main([*RUN, *LONG, "--resume"])
         assert same(weights(whole), weights(tmp_path))
 

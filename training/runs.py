@@ -340,16 +340,20 @@ def describe_error(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     message = str(error)
     if message.startswith("Caught "):
-        message = message.strip().split("\n")[-1].partition(": ")[2]
+        last = message.strip().split("\n")[-1]
+        message = last.partition(": ")[2] or last
     return message
 
 
 @contextmanager
-def one_line_errors(program: str, advice: str = "use a machine with more") -> Iterator[None]:
+def one_line_errors(
+    program: str, advice: str = "use a machine with more", restart: str = "start it again"
+) -> Iterator[None]:
     """End the program with one line and the right status for every error that a user can mend.
 
     Args:
         advice: what to do if the memory is full.
+        restart: what to do if a process that loads pictures is gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of pictures may be in any script
@@ -366,7 +370,7 @@ def one_line_errors(program: str, advice: str = "use a machine with more") -> It
         # Of an error in a worker torch passes on the whole stack trace, with the error at its end.
         message = lines[-1 if lines[0].startswith("Caught") else 0].strip().rstrip(".")
         if message.startswith("DataLoader worker"):
-            advice = "a run of train_min.py continues with --resume"
+            advice = restart
         elif isinstance(error, MemoryError) or "MemoryError" in message:  # of Python or NumPy
             message = f"the memory is full: {message}".rstrip(": ")
         elif "can't allocate memory" not in message:  # what torch says on a CPU

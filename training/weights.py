@@ -35,7 +35,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises: ValueError if there is no such file.
     """
     for file in (path, path / "checkpoint.pt", path / "checkpoint.previous.pt"):
-        if file.is_file():
+        if file.exists() and not file.is_dir():
             return file
     raise ValueError(
         f"{path}: expected a run's folder with a checkpoint.pt, or a file, got neither"

@@ -515,7 +515,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    advice = "lower --batch, --crop or --width" if args.command == "train" else "use --device cpu"
+    advice = (
+        "lower --batch, --crop or --width"
+        if args.command == "train"
+        else "use --device cpu if it is the GPU's, else a machine with more"
+    )
     with one_line_errors(PROGRAM, advice):
         {"train": train, "eval": evaluate, "predict": predict}[args.command](args)
 
