@@ -10,8 +10,6 @@ from data_stub import Source, font_files, glyphs_of, load_font
 WIDTH = 1536  # pixels
 GAP = 6  # between pictures
 CAPTION = 22  # height below a picture
-
-
 CAPTION_SIZE = 15  # of its letters
 
 
@@ -29,7 +27,7 @@ def contact_sheet(source: Source, count: int, tile: int = 256) -> tuple[Image.Im
 
     A picture that cannot be read is skipped, and a message says so.
 
-    Args: tile: width of a picture on the sheet.
+    Args: tile: width of a picture on the sheet, which is at most twice as high.
     Returns: the sheet, and how many pictures are on it.
     Raises: ValueError if there is none.
     """
@@ -42,9 +40,9 @@ def contact_sheet(source: Source, count: int, tile: int = 256) -> tuple[Image.Im
             print(f"warning: {error}; it is skipped", file=sys.stderr)
             continue
         image = Image.fromarray(sample.image)
-        scale = tile / image.width
-        height = max(1, round(image.height * scale))
-        image = image.resize((tile, height), Image.Resampling.BICUBIC)
+        scale = min(tile / image.width, 2 * tile / image.height)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BICUBIC)
         draw = ImageDraw.Draw(image)
         for quad in sample.quads if sample.quads is not None else ():
             draw.polygon((quad * scale).ravel().tolist(), outline=(255, 0, 80), width=1)

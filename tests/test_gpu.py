@@ -122,7 +122,7 @@ def test_a_failing_step_leaves_its_error_and_the_next_one_goes_on(tmp_path, caps
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [first, second]
 
 
-def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path):
+def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path, capsys):
     calls = []
     for _ in range(2):
         programme = make_programme(tmp_path)
@@ -132,6 +132,8 @@ def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path):
             file.write('{"name": "a/cut short", "sec')  # by a kill
             file.write("\n")
     assert calls == ["works", "fails", "fails"]
+    warning = f'warning: {programme.path}:3: expected a result, got \'{{"name": "a/cut short'
+    assert capsys.readouterr().out.count(warning) == 1
 
 
 def test_nothing_starts_that_cannot_end(tmp_path):

@@ -633,13 +633,14 @@ class TestSheet:
         assert pixels.shape[1] == 6 * 262 and pixels.std() > 30
         assert ((pixels == (255, 220, 0)).all(-1)).sum() > 7 * 5  # the dots at first corners
 
-    def test_skips_pictures_that_cannot_be_read_and_has_room_for_narrow_ones(
-        self, tmp_path, capsys
-    ):
+    def test_skips_pictures_that_cannot_be_read_and_has_room_for_thin_ones(self, tmp_path, capsys):
         spec, out = TestCheck().jsonl(tmp_path, [{"words": ["a\nb"]}] * 5), tmp_path / "s.png"
         (tmp_path / "0.png").write_bytes(b"not a picture")
         Image.new("RGB", (1000, 1)).save(tmp_path / "1.png")
+        Image.new("RGB", (1, 1000)).save(tmp_path / "2.png")
         main(["sheet", spec, str(out)])
+        with Image.open(out) as sheet:
+            assert sheet.height < 2.1 * sheet.width / 3  # at most twice its width, and a caption
         said = capsys.readouterr()
         assert said.out == f"wrote {out}: 3 of 4 training pictures of {spec}\n"
         assert said.err.startswith(f"warning: {tmp_path / '0.png'}: not a readable picture")

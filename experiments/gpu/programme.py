@@ -134,14 +134,14 @@ class Programme:
         self.path = self.out / "results.jsonl"
         self.paces: dict[str, float] = {}  # measured over estimated seconds, of each kind of step
         lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        for line in lines:
+        for at, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 is_done = "error" not in row and "skipped" not in row
                 if is_done:
                     self.take(row)
-            except (ValueError, TypeError, KeyError):  # a line that was cut short, as by a kill
-                continue
+            except (ValueError, TypeError, KeyError):  # as when a kill cut it short
+                print(f"warning: {self.path}:{at}: expected a result, got {line[:80]!r}; ignored")
 
     def take(self, row: Result) -> None:
         """Keep the result of a step that is done, and learn from the time it took."""
