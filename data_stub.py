@@ -89,8 +89,8 @@ class Source(torch.utils.data.Dataset[Sample], Sized, ABC):
 
     @abstractmethod
     def learnable(self, alphabet: vlpt.Alphabet) -> tuple[np.ndarray, Counter[str]]:
-        """Which pictures have a learnable word, (len,) bool; how many words cannot be learned, or
-        not as they are, by the reason.
+        """Which pictures have a learnable word, (len,) bool; and, by the reason, how many words
+        are cut or cannot be learned.
         """
 
     @abstractmethod
@@ -215,10 +215,10 @@ class Scene:
     """
 
     alphabet: str = vlpt.PRINTABLE  # characters that may appear
-    kinds: tuple[str, ...] = ("list", "pseudo", "number", "random", "random")  # equally likely
+    kinds: tuple[str, ...] = ("list", "pseudo", "number", "random", "random")  # drawn evenly
     words: tuple[int, int] = (1, 4)  # fewest and most words of a picture
     chars: tuple[int, int] = (2, 10)  # shortest and longest word that is not from the list
-    height: tuple[float, float] = (0.08, 0.25)  # of the letters, relative to the picture
+    height: tuple[float, float] = (0.08, 0.25)  # of the font / the picture, before words shrink
     tilt: float = 25.0  # largest rotation in degrees
     clutter: float = 1.0  # strength of texture, shapes, lighting and blur, 0..1
     fonts: tuple[str, ...] = FONTS  # the faces of words, beside those of VLPT_FONTS
@@ -358,14 +358,14 @@ def luminance(color: Sequence[float]) -> float:
 
 
 def find_room(
-    rng: np.random.Generator, shape: tuple[int, int], scene: Scene, size: int, taken: list[Box]
+    rng: np.random.Generator, extent: tuple[int, int], scene: Scene, size: int, taken: list[Box]
 ) -> tuple[np.ndarray, Box, float] | None:
     """A tilted quad of about a (width, height) box where no other word is, the box around it, and
     its scale; None if the picture is full.
     """
-    width, height = shape
+    width, height = extent
     corners = box_corners(-width / 2, -height / 2, width / 2, height / 2)
-    scale = min(1.0, 0.95 * size / max(shape))
+    scale = min(1.0, 0.95 * size / max(extent))
     for _ in range(12):
         quad = corners * scale * (1 + rng.uniform(-0.1, 0.1, (4, 2)))
         angle = math.radians(max(-scene.tilt, min(scene.tilt, rng.normal(0, scene.tilt / 2))))
@@ -400,7 +400,7 @@ def paint(
     ground: float,
     plated: bool,
 ) -> Image.Image:
-    """The word of a mask (L) with plate, shadow and outline (RGBA).
+    """Paint a word, given as a mask (L), with plate, shadow and outline; return RGBA.
 
     Args: ground: the luminance of what will be around it, 0..255.
     """
@@ -435,23 +435,23 @@ def place_word(
     left, top, right, bottom = font.getbbox(word)
     stroke = int(rng.integers(1, 2 + int(height) // 12)) if rng.random() < 0.2 else 0
     pad = 2 + stroke + int(rng.integers(0, 1 + int(height) // 4))
-    shape = (int(right - left) + 2 * pad, int(bottom - top) + 2 * pad)
-    found = find_room(rng, shape, scene, image.width, taken)
+    extent = (int(right - left) + 2 * pad, int(bottom - top) + 2 * pad)
+    found = find_room(rng, extent, scene, image.width, taken)
     if found is None:
         return None
     quad, box, scale = found
     if scale * (bottom - top) < 6:  # pixels; smaller letters are unreadable
         return None
 
-    ink = Image.new("L", shape)
-    outline = Image.new("L", shape) if stroke else None
+    ink = Image.new("L", extent)
+    outline = Image.new("L", extent) if stroke else None
     at = (pad - left, pad - top)
     ImageDraw.Draw(ink).text(at, word, 255, font)
     if outline:
         ImageDraw.Draw(outline).text(at, word, 255, font, stroke_width=stroke)
 
     under = image.crop(box)
-    to_patch = homography(quad - box[:2], box_corners(0, 0, *shape))
+    to_patch = homography(quad - box[:2], box_corners(0, 0, *extent))
     coefficients = to_patch.ravel()[:8].tolist()
     warp = (under.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     inked = np.asarray(ink.transform(*warp)) > 128
@@ -466,7 +466,7 @@ def place_word(
             break  # it is readable as composed, not only as planned
     image.paste(result, box[:2])
     taken.append(box)
-    word_corners = box_corners(pad, pad, shape[0] - pad, shape[1] - pad)
+    word_corners = box_corners(pad, pad, extent[0] - pad, extent[1] - pad)
     return apply(np.linalg.inv(to_patch), word_corners) + box[:2]
 
 

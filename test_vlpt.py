@@ -442,6 +442,7 @@ class TestStep1ImageEncoder:
                 assert (
                     blocks == {"clip_resnet50": [3, 4, 6, 3], "clip_resnet101": [3, 4, 23, 3]}[name]
                 )
+                assert shapes["layer4.0.conv3.weight"] == (2048, 512, 1, 1)
             else:
                 theirs = torchvision.models.get_model(name, weights=None).state_dict()
                 expected = {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
@@ -472,9 +473,10 @@ class TestStep1ImageEncoder:
         shortcut = norm(block.downsample[2], conv_1x1(block.downsample[1], pool(x)))
         assert_equal(block(x), (y + shortcut).relu())
 
-    def test_a_new_bottleneck_returns_its_shortcut(self):
-        block, x = vlpt.Bottleneck(8, 2, stride=1).double(), randn(0, 1, 8, 4, 4).relu()
-        assert_equal(block(x), x)
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_a_new_bottleneck_returns_relu_of_its_shortcut(self, stride):
+        block, x = vlpt.Bottleneck(8, 2, stride).double(), randn(0, 1, 8, 4, 4)
+        assert_equal(block(x), block.downsample(x).relu())
 
     def test_clip_resnet50_has_the_330_tensors_of_clip(self):
         with torch.device("meta"):
@@ -679,6 +681,13 @@ class TestStep3TextEncoder:
         with torch.no_grad():
             text.token_embedding.weight[PAD] += 5
         assert_equal(text(ids)[is_char], before)
+
+    @pytest.mark.parametrize("text_encoder", TEXT_ENCODERS)
+    def test_every_sequence_has_a_token_to_attend_to(self, text_encoder):
+        text, used = small_text(text_encoder), []
+        text.layers[0].register_forward_pre_hook(lambda _layer, args: used.append(args[1]))
+        text(encode([["ab", "c"], []]))
+        assert used[0].any(dim=1).all()
 
     def test_a_character_sees_those_after_it(self):
         text = small_text()
@@ -969,7 +978,7 @@ def feature_pairs(max_rows: int = 4) -> st.SearchStrategy[tuple[Tensor, Tensor]]
 
 
 class TestStep7Contrastive:
-    """L_bc = H(i2t) + H(t2i): cross-entropies of scaled cosine similarities, a sum, not a mean."""
+    """L_bc = H(i2t) + H(t2i): cross-entropies of scaled cosine similarities, not their mean."""
 
     scale = torch.tensor(1.3, dtype=torch.float64)
 
@@ -1475,8 +1484,8 @@ class TestModel:
     @pytest.mark.parametrize(
         ("images", "ids", "message"),
         [
-            ((2, 3, 60, 64), (2, 25, 3), r"images: .* multiples of 32, got \(2, 3, 60, 64\)"),
-            ((2, 3, 64, 60), (2, 25, 3), r"images: .* multiples of 32, got \(2, 3, 64, 60\)"),
+            ((2, 3, 48, 64), (2, 25, 3), r"images: .* multiples of 32, got \(2, 3, 48, 64\)"),
+            ((2, 3, 64, 48), (2, 25, 3), r"images: .* multiples of 32, got \(2, 3, 64, 48\)"),
             ((2, 1, 64, 64), (2, 25, 3), r"images: expected .* got \(2, 1, 64, 64\)"),
             ((3, 64, 64), (2, 25, 3), r"images: expected .* got \(3, 64, 64\)"),
             ((2, 3, 0, 64), (2, 25, 3), r"images: expected .* got \(2, 3, 0, 64\)"),
@@ -1494,6 +1503,12 @@ class TestModel:
         for call in (model, model.attention_maps, lambda *x: MaskedOnly(model)(*x, ids)):
             with pytest.raises(ValueError, match=message):
                 call(images, ids)
+
+    def test_images_are_multiples_of_32_for_a_backbone_of_stride_8_as_well(self):
+        model = VLPT(replace(SMALL, backbone_size={"width": 4, "layers": (1, 1)}))
+        assert model.backbone.stride == 8
+        with pytest.raises(ValueError, match="multiples of 32"):
+            model(torch.zeros(1, 3, 48, 64), torch.full((1, 25, 3), 3))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("text_encoder", TEXT_ENCODERS)

@@ -3,7 +3,7 @@
     python train_min.py                                      # the demo: rendered digits, on a CPU
     python train_min.py --preset oclip_rn50 --data synthtext:PATH --name rn50
     torchrun --nproc-per-node 4 train_min.py ...             # the same on four GPUs
-    python train_min.py --name rn50 --resume                 # continue; on CPUs with equal results
+    python train_min.py --name rn50 --resume                 # continue; on CPUs as if never stopped
     python train_min.py compare runs/A runs/B                # two runs side by side
 
 Results go to runs/NAME/: backbone.safetensors is the product. run.json holds the settings,
@@ -104,7 +104,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--accumulate", type=number(int, 1), default=1, metavar="K", help=pieces)
     recompute_help = "save memory by running the backbone twice (default: off)"
     add("--recompute", action="store_true", help=recompute_help)
-    lr = "largest learning rate (default: tiny 2e-3, oclip_rn50 1e-4 as published)"
+    lr = (
+        "learning rate, which warm-up and a cosine multiply "
+        "(default: tiny 2e-3, oclip_rn50 1e-4 as published)"
+    )
     add("--lr", type=number(float, 0, exclusive=True), help=lr)
     warmup = "steps of linear warm-up (default: tiny 150, oclip_rn50 10000 as published)"
     add("--warmup", type=number(int, 0), metavar="N", help=warmup)
@@ -185,7 +188,7 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 
 
 def lr_at(step: int, steps: int, warmup: int) -> float:
-    """The part of --lr at step 0, 1, ...: linear warm-up times a cosine from 1 to 0 at `steps`."""
+    """The fraction of --lr at step 0, 1, ...: a linear warm-up times a cosine from 1 to 0."""
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -349,8 +352,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         runs.write_run(out, args, config, facts)
     if steps <= args.warmup:
         print_rank0(
-            f"warning: the run's {steps:,} steps are all part of its {args.warmup:,} steps of "
-            f"warm-up, so it never reaches its learning rate of {args.lr}; see --warmup"
+            f"warning: the warm-up takes {args.warmup:,} steps and the run has only {steps:,}, "
+            "so it never ends; see --warmup"
         )
     log = Log(training_set, args.batch, chance, entropy, out, args.tensorboard, done, log_state)
     heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)

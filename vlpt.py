@@ -11,7 +11,7 @@ token. A text encoder turns the word into one feature per character, and a decod
 masked character by letting the feature at MASK attend to the image. The idea is that this only
 works well if the backbone learns what characters look like and where they are. A contrastive loss
 also pulls the feature of an image towards that of its own words, masked as they are, and away from
-those of other images. After training the backbone is exported and everything else is dropped.
+those of other images. After training, the backbone is exported and everything else is dropped.
 
     images (B, 3, H, W)                  words, as ids (B, L, N)
        |                                    |  mask_one_char                        step 4
@@ -29,7 +29,7 @@ those of other images. After training the backbone is exported and everything el
        +--> image feature (B, D) -----------> contrastive_loss <----------------------+  step 7
 
     B  images in a batch             V  size of the vocabulary       T  width of the text encoder
-    L  characters per word, <= 25    S  image tokens, h * w          D  width of the joint space
+    L  characters per word, <= 25    S  image tokens, h * w; keys    D  width of the joint space
     N  words per image, <= 3 (D8)    C  channels of the feature map  Q  queries of an attention
 
 Token ids, targets, logits and attention maps always have the order (B, L, N), characters before
@@ -47,9 +47,9 @@ words, so that the predictions for a batch have the shape (B, 25, 3).
     9  only the backbone is transferred                             export_backbone       TestStep9
 
 v is the image feature and f the image tokens of the images I, c_j the one-hot vector of character
-j, te the character features, H a cross-entropy, i2t image-to-text and t2i its reverse. The class
-`VLPT` chains steps 1, 2, 3 and 5. The proof of a step is the test class in test_vlpt.py whose name
-begins like that.
+j, W_c the embedding matrix, PE_j a learned position, te the character features, y what `head` turns
+into logits, H a cross-entropy, i2t image-to-text and t2i its reverse. `VLPT` chains steps 1, 2, 3
+and 5. The column "proof" says how the name of a step's test class in test_vlpt.py begins.
 
 Differences from the released code. Each is marked by its number where it occurs in this file; D10,
 D11 and most of D7 and D8 are in the trainer and its data.
@@ -196,7 +196,7 @@ class Config:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name, width in (("text_heads", "text_width"), ("decoder_heads", "embed_dim")):
             size, heads = getattr(self, width), getattr(self, name)
-            if heads < 1 or size % heads:
+            if not 1 <= heads <= size or size % heads:
                 raise ValueError(f"{name}: expected a divisor of {width}, {size}, got {heads}")
         if self.text_encoder not in ("character", "sentence"):
             raise ValueError(
@@ -267,7 +267,7 @@ class Backbone(nn.Module, ABC):
 
 
 class Bottleneck(nn.Module):
-    """CLIP's residual block: 1x1, 3x3 and 1x1 convolutions, and average pooling for a stride.
+    """CLIP's residual block: 1x1, 3x3 and 1x1 convolutions; a stride is average pooling instead.
 
     After https://github.com/openai/CLIP/blob/main/clip/model.py, class Bottleneck.
     """
@@ -282,7 +282,7 @@ class Bottleneck(nn.Module):
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        nn.init.zeros_(self.bn3.weight)  # a new block returns its shortcut
+        nn.init.zeros_(self.bn3.weight)  # a new block returns relu(shortcut)
         self.downsample = nn.Sequential()  # the shortcut, by default the identity
         if stride > 1 or in_channels != out_channels:
             self.downsample.add_module("-1", self.avgpool)  # the names in CLIP's checkpoints
@@ -412,15 +412,15 @@ class Attention(nn.Module):
         Args:
             query: (B, Q, width).
             key, value: (B, S, width).
-            valid: (B, S) bool, the keys that may be attended to; None for all of them.
+            valid: (B, S) bool, the keys that may be attended to; None for all. B counts sequences.
         Returns:
             (B, Q, out_width).
         """
         q = self.split_heads(self.q_proj(query))  # (B, heads, Q, width/heads)
         k = self.split_heads(self.k_proj(key))  # (B, heads, S, width/heads)
         v = self.split_heads(self.v_proj(value))  # (B, heads, S, width/heads)
-        mask = None if valid is None else valid[:, None, None, :]  # for all heads and queries
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        allowed = None if valid is None else valid[:, None, None, :]  # for all heads and queries
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
     def attention_weights(self, query: Tensor, key: Tensor) -> Tensor:
@@ -445,8 +445,8 @@ class AttentionPool(Attention):
 
     As in CLIP, the mean of the map is prepended as a further token, a learned position is added to
     every token, and the output at the mean token is the image feature. oCLIP also keeps the
-    outputs at the other tokens, as input of its decoder. It is an `Attention` itself, instead of
-    having one, because its parameters have those names in CLIP's checkpoints.
+    outputs at the other tokens, as input of its decoder. It is an `Attention`, instead of having
+    one, because in CLIP's checkpoints q_proj and the others belong to the pool itself.
     After https://github.com/openai/CLIP/blob/main/clip/model.py, class AttentionPool2d.
 
     Args:
@@ -554,7 +554,8 @@ class TextEncoder(nn.Module):
         B, L, N = ids.shape
         x = self.to_sequences(self.embed(ids))  # (B * N, L, T)
         valid = self.to_sequences(ids != PAD)  # (B * N, L)
-        # Softmax needs at least one key, so the pads of an empty slot attend to each other.
+        # Not every kernel defines attention to no key, so the pads of an empty slot attend to each
+        # other.
         valid = valid | ~valid.any(dim=1, keepdim=True)
         for layer in self.layers:
             x = layer(x, valid)  # D5: no causal mask
@@ -573,9 +574,9 @@ class SentenceEncoder(TextEncoder):
         return x.transpose(1, 2).flatten(1, 2)
 
 
-def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """The mean of x (..., D) along `dim` where `mask` (...) is true; zero if it is nowhere true."""
-    included = mask.unsqueeze(-1)
+def mean_where(x: Tensor, included: Tensor, dim: int) -> Tensor:
+    """The mean of x (..., D) along `dim` where `included` (...) is true; zero if it nowhere is."""
+    included = included.unsqueeze(-1)
     return (x * included).sum(dim) / included.sum(dim).clamp(min=1)
 
 
@@ -701,7 +702,7 @@ class VLPT(nn.Module):
         self.text = SentenceEncoder(config) if is_sentence else TextEncoder(config)
         self.decoder = None if config.decoder == "none" else VisualTextualDecoder(config, side)
         self.head = nn.Linear(config.embed_dim, len(Alphabet(config.alphabet)))
-        # As in CLIP the temperature starts at 0.07. Without the contrastive loss it has no use.
+        # As in CLIP, the temperature starts at 0.07. Without the contrastive loss it has no use.
         logit_scale = torch.tensor(1 / 0.07).log()
         self.logit_scale = nn.Parameter(logit_scale, requires_grad=config.contrastive)
 
@@ -712,7 +713,7 @@ class VLPT(nn.Module):
             images: (B, 3, H, W) as `normalize` returns them, H and W multiples of 32, also for a
                 backbone with fewer than four stages, whose stride is smaller.
             ids: (B, L, N) int64 as `mask_one_char` returns them. L is at most 25 and N at most 3;
-                rows and columns that hold only PAD may be cut off.
+                what is PAD in the whole batch may be cut off at the end of either.
         Raises:
             ValueError: the shape of an argument does not fit.
         """
@@ -738,8 +739,8 @@ class VLPT(nn.Module):
         is_char = ids != PAD  # (B, L, N)
         is_word = is_char.any(dim=1)  # (B, N)
         char_features = self.text(ids)  # (B, L, N, D)
-        word_features = masked_mean(char_features, is_char, dim=1)  # (B, N, D), D1: a mean
-        text = masked_mean(word_features, is_word, dim=1)  # (B, D), D4: without empty slots
+        word_features = mean_where(char_features, is_char, dim=1)  # (B, N, D), D1: a mean
+        text = mean_where(word_features, is_word, dim=1)  # (B, D), D4: without empty slots
         return char_features, text
 
     def decode(
@@ -750,7 +751,7 @@ class VLPT(nn.Module):
         The image tokens (B, S, D) are those of a feature map of the size `grid`, (h, w). The image
         feature (B, D) is read by the ablation decoder="none" alone.
         """
-        query = char_features.flatten(1, 2)  # (B, L * N, D), D2: every character
+        query = char_features.flatten(1, 2)  # (B, L * N, D), D2: the characters' own features
         if self.decoder is None:
             y = query + image.unsqueeze(1)
         else:
@@ -764,7 +765,7 @@ class VLPT(nn.Module):
         """Where the image feature and each character look, for figures. Call `eval()` first.
 
         The decoder attends to image tokens, which the pool has already mixed over the image. As a
-        heuristic the last decoder layer's weights are multiplied by the pool's weights, which
+        heuristic, the last decoder layer's weights are multiplied by the pool's weights, which
         tells where the attended tokens come from. All weights are means over the heads.
 
         Args:
@@ -821,7 +822,7 @@ class MaskedOnly(nn.Module):
 def select_masked(char_features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The feature of each word's masked character, (B, 1, N, D), and its target, (B, 1, N).
 
-    Of a word without a target it is the first character, whose target is IGNORE_INDEX.
+    A slot without a target gives its first position, whose target is IGNORE_INDEX.
     """
     position = (targets != IGNORE_INDEX).int().argmax(dim=1, keepdim=True)  # (B, 1, N)
     features = char_features.take_along_dim(position.unsqueeze(-1), dim=1)
@@ -835,11 +836,10 @@ def check_shapes(images: Tensor, ids: Tensor) -> None:
         raise ValueError(
             f"images: expected shape (B, 3, H, W) with H and W multiples of 32, got {shape}"
         )
-    B = len(images)
-    L_range, N_range = range(1, MAX_CHARS + 1), range(1, MAX_WORDS + 1)
+    B, L, N = len(images), MAX_CHARS, MAX_WORDS
     shape = tuple(ids.shape)
-    if len(shape) != 3 or shape[0] != B or shape[1] not in L_range or shape[2] not in N_range:
-        raise ValueError(f"ids: expected shape ({B}, 1..{MAX_CHARS}, 1..{MAX_WORDS}), got {shape}")
+    if len(shape) != 3 or shape[0] != B or shape[1] > L or shape[2] > N or 0 in shape:
+        raise ValueError(f"ids: expected shape ({B}, 1..{L}, 1..{N}), got {shape}")
 
 
 # ---- Steps 6, 7 and 8: losses ------------------------------------------------------------------
@@ -854,7 +854,7 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar in nats, at least 0, and 0 with zero gradient if nothing is masked. Guessing
         evenly among the alphabet's characters gives ln(V - 3), as PAD, MASK and UNK are never
-        targets. Guessing by frequency gives the entropy of the characters, a fairer baseline.
+        targets. Guessing by their frequencies gives the entropy of the targets, a fairer baseline.
     Raises:
         ValueError: the shapes differ.
     """
@@ -864,7 +864,7 @@ def char_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits = to_float32(logits).flatten(0, 2)  # (B * L * N, V)
     targets = targets.flatten()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)  # torch's mean of none is NaN
 
 
 def contrastive_loss(
@@ -896,10 +896,9 @@ def contrastive_loss(
     scale = logit_scale.exp().clamp(max=MAX_SCALE)  # D6
     with autocast_off(image):
         logits = scale * image @ text.T  # (B, B), image i against text j
-    # A row that is no pair has no label. It is no negative of other pairs either: its column gets
-    # the lowest logit there is, which has probability 0.
-    labels = torch.arange(len(image), device=image.device)
-    labels = labels.masked_fill(~is_pair, IGNORE_INDEX)
+    # A row that is no pair gets no label, and as a column the lowest logit: a probability of 0.
+    # Selecting the pairs instead would make the host wait for the GPU.
+    labels = torch.arange(len(image), device=image.device).masked_fill(~is_pair, IGNORE_INDEX)
     lowest = torch.finfo(logits.dtype).min
     i2t = logits.masked_fill(~is_pair, lowest)
     t2i = logits.T.masked_fill(~is_pair, lowest)
@@ -966,7 +965,7 @@ def layout_keys(backbone: Backbone, layout: str) -> dict[str, str]:
 def export_backbone(
     model: VLPT | Backbone, path: str | Path, layout: str = "native", **notes: object
 ) -> None:
-    """Write the weights of the backbone, running statistics included, and nothing else.
+    """Write the weights of the backbone alone, running statistics included.
 
     Args:
         model: a backbone, or a model that has one.
@@ -975,7 +974,7 @@ def export_backbone(
             statistics, version and, for a `VLPT`, the size of its alphabet and `backbone_size`.
         layout: whose names the tensors get: "native" (CLIP's or torchvision's), "timm", or "mmocr",
             which is for CLIP's ResNets only.
-        notes: more metadata, for example training_data="synth". A .pt file holds none.
+        notes: more metadata, for example training_data="synth". A .pt file holds no metadata.
     Raises:
         ValueError: the ending or the layout is not possible, or the folder does not exist.
         OSError: the file cannot be written. A file that was there before is not changed.
@@ -1017,7 +1016,7 @@ def export_backbone(
 
 
 def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any) -> Backbone:
-    """Build a backbone with the weights of an export, a checkpoint or the released checkpoint.
+    """Build a backbone with the weights of an export, a trainer's or the released checkpoint.
 
     Args:
         source: a file, or the mapping that it holds. The layout is recognised by the names.
@@ -1028,7 +1027,7 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
         ImportError: it is a .safetensors file and the package is missing.
     """
     backbone = build_backbone(name, **size)
-    state = read_tensors(source, "visual.", "backbone.", "")
+    state = read_tensors(source, "visual.", "backbone.", "")  # released, `VLPT`, bare backbone
     # CLIP's pool and torchvision's classifier are no part of the backbone.
     state = {k: v for k, v in state.items() if not k.startswith(("attnpool.", "fc."))}
     # Of all layouts, take the one that shares the most names with the file.
@@ -1039,7 +1038,7 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        # torch writes a line each for missing keys, unexpected keys and other shapes.
+        # torch writes one line each for missing keys, unexpected keys and other shapes.
         lines = [line.strip()[:200] for line in str(error).splitlines()[1:5]]
         file = "source" if isinstance(source, Mapping) else source
         raise ValueError(f"{file}: not the weights of {name}: {'; '.join(lines)}") from None

@@ -73,7 +73,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
-            ("image_size", 100, "image_size: expected a multiple of 32, got 100"),
+            ("image_size", 48, "image_size: expected a multiple of 32, got 48"),
             ("image_size", 0, "image_size: expected a multiple of 32, got 0"),
             ("image_size", -32, "image_size: expected a multiple of 32, got -32"),
             ("text_encoder", "bert", "text_encoder: expected 'character' or 'sentence', got 'bert"),
@@ -82,6 +82,8 @@ class TestConfig:
             ("decoder_layers", 0, "decoder_layers: expected at least 1, got 0"),
             ("text_heads", 0, "text_heads: expected a divisor of text_width, 64, got 0"),
             ("text_heads", 128, "text_heads: expected a divisor of text_width, 64, got 128"),
+            ("embed_dim", 0, "decoder_heads: expected a divisor of embed_dim, 0, got 8"),
+            ("text_width", -8, "text_heads: expected a divisor of text_width, -8, got 8"),
             ("decoder_heads", 7, "decoder_heads: expected a divisor of embed_dim, 128, got 7"),
         ],
     )

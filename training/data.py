@@ -253,7 +253,8 @@ def fitting_workers(workers: int, batch: int, image_size: int, shm: str = "/dev/
 def character_entropy(data: Pretraining) -> float:
     """The entropy in nats of the learnable characters in the words of a source.
 
-    It is the value of L_cls for guesses by frequency alone, without a look at the image.
+    It is about the L_cls of guesses by frequency alone. Every character counts once here, and
+    every word in the loss, so the letters of short words weigh more there.
     """
     source = data.source
     if isinstance(source, data_stub.Rendered):  # its words are drawn, so look at many of them

@@ -3,8 +3,9 @@
     python -m transfer.export runs/demo backbone.safetensors
     python -m transfer.export runs/demo backbone.pt --layout mmocr
 
-The file holds the backbone's weights and nothing else. Run this from the clone of the repository.
-To add a layout, see `LAYOUTS` in vlpt.py.
+The file holds the weights of the backbone alone; a .safetensors file also names the backbone, the
+layout and the training data. To add a layout, see `LAYOUTS` in vlpt.py. Run this from
+the clone of the repository.
 """
 
 import argparse
