@@ -10,6 +10,7 @@ import vlpt
 from data_stub import SPLITS, Sample
 from readers import open_source
 from readers.alphabet import CUT, PARTLY, count_learnable, read_alphabet
+from readers.folder import EVERY_TENTH
 from readers.pictures import FIT_SHOWN, FIT_STORED, UNDECIDED_SHOWN, UNDECIDED_STORED
 from readers.polygons import counter_clockwise, crossed, starts_elsewhere
 from readers.totaltext import SEVERAL
@@ -74,9 +75,8 @@ def check(spec: str) -> Report:
                 worst.append((-faults.total(), f"{source.name(index)}: {listed}"))
         needed = 1 if split == "train" else 2  # to compare a held-out picture with another one
         if usable < needed:
-            problems.append(
-                f"{root}: expected {needed} or more usable {split} pictures, got {usable}"
-            )
+            problem = f"{root}: expected {needed} or more usable {split} pictures, got {usable}"
+            problems.append(problem if split == "train" else f"{problem}; {EVERY_TENTH}")
     chars = Counter(char for word in words.elements() for char in vlpt.normalize_text(word))
     shown = [f"{char} {count:,}" for char, count in chars.most_common() if char in alphabet.index]
     longest = sorted(words, key=lambda word: (-len(word), word))[:10]

@@ -28,6 +28,10 @@ from readers.polygons import Polygons, Visible, bounding_quads, split_visible
 MARKED = "words marked unreadable"
 NO_LABEL = "pictures without a label"
 NO_PICTURE = "labels without a picture"
+# The end of a message about too few held-out pictures.
+EVERY_TENTH = (
+    "without a split of its own, a data set holds out every tenth picture, so it needs 20 or more"
+)
 OTHER_NAMES = "files with an unexpected name"
 SAME_NAME = "pictures that share their label with another one"
 BAD_LINES = "lines of labels that cannot be read"

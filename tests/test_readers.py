@@ -791,7 +791,8 @@ class TestCheck:
         said = fails(capsys, "check", self.jsonl(tmp_path, entries))
         needed = {"train": 1, "heldout": 2}[split]
         assert said.startswith("python -m readers: error: ")
-        assert said.endswith(f"d.jsonl: expected {needed} or more usable {split} pictures, got 0")
+        assert f"d.jsonl: expected {needed} or more usable {split} pictures, got 0" in said
+        assert said.endswith("so it needs 20 or more") == (split == "heldout")
 
 
 class TestDefects:

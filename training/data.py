@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 import data_stub
 import readers
 import vlpt
+from readers.folder import EVERY_TENTH
 from training.augment import augment
 from training.dataset import Batch, Item, Pretraining, collate, trim
 from training.distributed import all_gather_lists, print_rank0, rank, world_size
@@ -48,8 +49,7 @@ def open_data(
     heldout = Pretraining(source, alphabet, size, seed)
     if len(heldout.indices) < 2:
         raise ValueError(
-            f"{args.data}: expected at least 2 usable held-out pictures, got 1; without a split of "
-            "its own, a data set holds out every tenth picture, so it needs 20 or more"
+            f"{args.data}: expected at least 2 usable held-out pictures, got 1; {EVERY_TENTH}"
         )
     return train, heldout
 
