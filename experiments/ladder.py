@@ -3,6 +3,7 @@
     python -m experiments.ladder run PATH                 # the arm from scratch; PATH: ICDAR 2015
     python -m experiments.ladder run PATH --init runs/curriculum-two-words    # the pre-trained arm
     python -m experiments.ladder run PATH --arm swapped --init runs/curriculum-swapped-two-words
+    python -m experiments.ladder run PATH --arm second --init runs/second-two-words
     python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
     python -m experiments.ladder rescore PATH             # score all kept detectors again
@@ -11,9 +12,9 @@
 
 Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
 at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
-that name of experiments/curriculum.py, and third-stage from its last one; those named frozen-...
-train the weights of the detector's head alone. The protocol, which was written before the runs, and
-its later changes are in experiments/LOG.md.
+that name of experiments/curriculum.py, second from another seed of it, and third-stage from its
+last stage; those named frozen-... train the weights of the detector's head alone. The protocol,
+which was written before the runs, and its later changes are in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the score threshold
@@ -63,6 +64,7 @@ RESULTS = Path(__file__).with_name("ladder.json")  # of every scored detector; d
 PLOT = Path(__file__).parents[1] / "assets/ladder.png"
 ARMS = ("scratch", "pre-trained")
 CONTROLS = (
+    "second",
     "third-stage",
     "swapped",
     "characters",
@@ -388,7 +390,7 @@ def to_markdown(scores: Scores) -> list[str]:
     if any(scores[arm] for arm in CONTROLS):
         crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
         lines += ["", f"| control | {' | '.join(crops)} |", "| --- | --- | --- |"]
-        for arm in CONTROLS:
+        for arm in (arm for arm in CONTROLS if scores[arm]):
             cells = [mean_and_spread(scores[arm].get(budget, {})) for budget in CONTROL_BUDGETS]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
