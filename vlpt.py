@@ -122,7 +122,7 @@ class Alphabet:
     """Maps words to token ids and back. The vocabulary is PAD, MASK, UNK and then `chars`.
 
     Args:
-        chars: the characters that can be learned, each once. Any other character becomes UNK.
+        chars: the characters that can be learned, in NFC, each once. Any other one becomes UNK.
     Raises:
         ValueError: `chars` is empty, or a character occurs twice.
     """
@@ -130,7 +130,7 @@ class Alphabet:
     mask_id = MASK  # for callers who put MASK into words themselves
 
     def __init__(self, chars: str = PRINTABLE) -> None:
-        self.chars = normalize_text(chars)
+        self.chars = "".join(map(normalize_text, chars))
         if not chars or len(set(self.chars)) != len(self.chars):
             raise ValueError(f"alphabet: expected one or more distinct characters, got {chars!r}")
         self.index = {char: k for k, char in enumerate(self.chars, start=UNK + 1)}

@@ -54,8 +54,13 @@ class TestAlphabet:
         assert Alphabet(angstrom).encode([ring + "A\u030a"])[:3, 0].tolist() == [3, 3, PAD]
         with pytest.raises(ValueError, match="expected one or more distinct characters"):
             Alphabet(angstrom + ring)
-        assert Alphabet("e\u0301").chars == "\u00e9"  # a letter and its accent are one character
         assert len(Alphabet("\u0958x").chars) == 3  # in NFC its first one is spelled as two
+
+    def test_an_accent_after_a_letter_stays_a_character_of_its_own(self):
+        alphabet = Alphabet("e\u0301\u00e9")
+        assert alphabet.chars == "e\u0301\u00e9"
+        ids = alphabet.encode(["q\u0301e\u0301e"])[:5, 0]
+        assert ids.tolist() == [UNK, 4, 5, 3, PAD]  # as words are composed, é is one character
 
     @pytest.mark.parametrize("words", [["ab", ""], ["a"] * 4])
     def test_empty_and_too_many_words_are_errors(self, words):
