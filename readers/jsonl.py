@@ -39,12 +39,13 @@ class JsonLines(Folder):
                 continue
             try:
                 path, words, quads = self.read_entry(line)
+                real = os.path.realpath(path)
             except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
                 where = f"{self.root}:{number}"
                 raise ValueError(
                     f"{where}: expected {self.ENTRY}, got {line[:80]!r} ({error})"
                 ) from None
-            same = paths.setdefault(os.path.abspath(path), path)  # a picture is as first named
+            same = paths.setdefault(real, path)  # a picture is as first named
             entries[same].append((words, quads))
         return [merge_entries(path, lines) for path, lines in entries.items()]
 
@@ -55,7 +56,7 @@ class JsonLines(Folder):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise TypeError("words is not a list of strings")
         "".join([entry["image"], *words]).encode()  # fails for half a surrogate pair
-        path = Path(os.path.normpath(self.root.parent / entry["image"]))
+        path = self.root.parent / entry["image"]
         if quads is None:
             return path, words, None
         shape = np.shape(quads)

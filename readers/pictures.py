@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from readers.polygons import Polygons, fit_picture, turn_points
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the tag of EXIF data
+UPRIGHT = {  # what turns the pixels of a photograph with an orientation as viewers show it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # How the quads of a photograph with an orientation were placed.
 FIT_STORED = "oriented pictures whose quads fit the raw pixels only, and are taken so"
@@ -60,13 +70,16 @@ def open_picture(path: Path, min_side: int | None = None) -> Picture:
     """
     try:
         with Image.open(path) as image:
-            stored = image.size
+            if image.format == "PNG":
+                image.load()  # its EXIF data may come after its pixels
+            stored, orientation = stored_form(image)
             drafted = image.draft(None, (min_side, min_side)) if min_side else None
             image.load()
-            orientation = orientation_of(image)
-            ImageOps.exif_transpose(image, in_place=True)
             scale = drafted[1][2] / stored[0] if drafted else 1.0
-            return Picture(to_rgb(image), scale, stored, orientation)
+            shown = to_rgb(image)
+            if orientation > 1 and not isinstance(image, TiffImageFile):  # Pillow turns a TIFF
+                shown = shown.transpose(UPRIGHT[orientation])
+            return Picture(shown, scale, stored, orientation)
     except MemoryError:  # nothing need be wrong with the picture
         raise MemoryError(f"{path}: too little memory to decode it") from None
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
@@ -79,9 +92,14 @@ def open_image(path: Path, min_side: int | None = None) -> tuple[Image.Image, fl
     return picture.image, picture.scale
 
 
-def orientation_of(image: Image.Image) -> int:
-    found = image.getexif().get(ORIENTATION, 1)
-    return found if found in range(1, 9) else 1
+def stored_form(image: Image.Image) -> tuple[tuple[int, int], int]:
+    """Width and height of the stored pixels of an opened picture, and its orientation."""
+    # A PNG's own getexif would decode it, to look for EXIF data after its pixels.
+    orientation = Image.Image.getexif(image).get(ORIENTATION)
+    size = image.size
+    if isinstance(image, TiffImageFile):  # recent versions of Pillow give its size as shown
+        size = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return size, orientation if orientation in UPRIGHT else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -160,10 +178,11 @@ def orientation_note(
 def read_orientation(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height of the stored pixels, and the orientation, without decoding the picture.
 
-    A picture that cannot be opened counts as upright: reading it will say what is wrong.
+    A picture that cannot be opened counts as upright: reading it will say what is wrong. So does a
+    PNG whose EXIF data come after its pixels.
     """
     try:
         with Image.open(path) as image:
-            return image.size, orientation_of(image)
+            return stored_form(image)
     except Exception:
         return (0, 0), 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngImageFile
 
 import data_stub as ds
 import vlpt
@@ -36,6 +37,7 @@ from readers.pictures import (
     UNDECIDED_SHOWN,
     UNDECIDED_STORED,
     open_image,
+    read_orientation,
 )
 from readers.polygons import clip_polygon, signed_area, turn_points, visible_share
 from readers.synthtext import TWICE
@@ -157,6 +159,7 @@ class TestPictures:
 
 
 TURNS = range(2, 9)
+ENDINGS = ("jpg", "tif", "png", "webp")  # Pillow turns a TIFF itself
 
 
 class TestOrientation:
@@ -172,12 +175,14 @@ class TestOrientation:
         image.save(path, quality=95, exif=exif)
         return ds.box_corners(x, y, x + 24, y + 12)
 
-    def source(self, root: Path, orientation: int, places, shown: bool = False) -> JsonLines:
+    def source(
+        self, root: Path, orientation: int, places, shown: bool = False, ending: str = "jpg"
+    ) -> JsonLines:
         entries = []
         for k, at in enumerate(places):
-            quad = self.photo(root / f"{k}.jpg", orientation, at)
+            quad = self.photo(root / f"{k}.{ending}", orientation, at)
             quad = turn_points(quad, orientation, 128, 64) if shown else quad
-            entries.append({"image": f"{k}.jpg", "words": ["a"], "quads": [quad.tolist()]})
+            entries.append({"image": f"{k}.{ending}", "words": ["a"], "quads": [quad.tolist()]})
         return JsonLines(write_lines(root, entries))
 
     def assert_on_the_block(self, sample: ds.Sample) -> None:
@@ -187,25 +192,32 @@ class TestOrientation:
         inside[low[1] : high[1], low[0] : high[0]] = True
         assert (light == inside).mean() > 0.98 and light[inside].mean() > 0.9
 
+    @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("orientation", TURNS)
-    def test_quads_that_fit_only_the_raw_pixels_are_turned_with_them(self, tmp_path, orientation):
-        source = self.source(tmp_path, orientation, [(100, 20), (100, 30)])
+    def test_quads_that_fit_only_the_raw_pixels_are_turned_with_them(
+        self, tmp_path, orientation, ending
+    ):
+        source = self.source(tmp_path, orientation, [(100, 20), (100, 30)], ending=ending)
         for min_side in (None, 16):  # 16: decoded at a quarter of its size
             self.assert_on_the_block(source.read(0, min_side))
         # Shown as 128 x 64 as well, nothing tells the two apart.
         assert source[0].notes == (FIT_STORED if orientation > 4 else UNDECIDED_STORED,)
 
+    @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-    def test_quads_that_fit_only_the_picture_as_shown_are_there(self, tmp_path, orientation):
+    def test_quads_that_fit_only_the_picture_as_shown_are_there(
+        self, tmp_path, orientation, ending
+    ):
         places = [(88, 20), (4, 20)] if orientation in (5, 6) else [(4, 20), (88, 20)]
-        source = self.source(tmp_path, orientation, [places[0]] * 2, shown=True)
+        source = self.source(tmp_path, orientation, [places[0]] * 2, shown=True, ending=ending)
         for min_side in (None, 16):
             self.assert_on_the_block(source.read(0, min_side))
         assert source[0].notes == (FIT_SHOWN,)
 
+    @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("shown", [False, True])
-    def test_quads_that_fit_both_are_as_in_other_pictures(self, tmp_path, shown):
-        source = self.source(tmp_path, 6, [(20, 20), (100, 20), (20, 20)], shown)
+    def test_quads_that_fit_both_are_as_in_other_pictures(self, tmp_path, shown, ending):
+        source = self.source(tmp_path, 6, [(20, 20), (100, 20), (20, 20)], shown, ending)
         assert source[0].notes == (UNDECIDED_SHOWN if shown else UNDECIDED_STORED,)
         self.assert_on_the_block(source[0])
         held = JsonLines(source.root, "heldout")  # all pictures of a data set are read alike
@@ -242,6 +254,29 @@ class TestOrientation:
         self.photo(root / "8/x_0.jpg", 6, (100, 20))
         (root / "8/x_0.jpg").replace(root / "8/x_0.png")
         assert SynthText(root)[0].notes == (FIT_STORED,)
+
+    @pytest.mark.parametrize("odd", [b"\2\0\4\0\0\0abc\0", b"\11\0\1\0\0\0\xfb\xff\xff\xff"])
+    def test_odd_exif_data_do_not_make_a_photograph_unreadable(self, tmp_path, odd):
+        """Its width is a text, or negative: Pillow reads this and cannot write it."""
+        exif = b"Exif\0\0II*\0\10\0\0\0\2\0\0\1" + odd
+        exif += b"\x12\1\3\0\1\0\0\0\6\0\0\0" + bytes(4)  # orientation 6
+        Image.new("RGB", (128, 64)).save(tmp_path / "a.jpg", exif=exif)
+        assert open_image(tmp_path / "a.jpg")[0].size == (64, 128)
+
+    def test_the_orientation_of_a_png_is_known_without_decoding_it(self, tmp_path, monkeypatch):
+        self.photo(tmp_path / "6.png", 6, (100, 20))
+        Image.new("RGB", (128, 64)).save(tmp_path / "1.png")
+        monkeypatch.setattr(PngImageFile, "load", None)
+        assert read_orientation(tmp_path / "6.png") == ((128, 64), 6)
+        assert read_orientation(tmp_path / "1.png") == ((128, 64), 1)
+
+    def test_a_png_may_have_its_exif_data_after_its_pixels(self, tmp_path):
+        self.photo(tmp_path / "a.png", 6, (100, 20))
+        content = (tmp_path / "a.png").read_bytes()
+        start, pixels, end = (content.index(kind) - 4 for kind in (b"eXIf", b"IDAT", b"IEND"))
+        moved = content[:start] + content[pixels:end] + content[start:pixels] + content[end:]
+        (tmp_path / "a.png").write_bytes(moved)
+        assert open_image(tmp_path / "a.png")[0].size == (64, 128)
 
     def test_a_picture_without_quads_is_only_turned(self, tmp_path):
         self.photo(tmp_path / "a.jpg", 6, (100, 20))
@@ -574,6 +609,7 @@ class TestSamePicture:
     def lines(self, tmp_path: Path, count: int) -> Path:
         """Pictures of five words each, annotated one word a line."""
         entries = []
+        (tmp_path / "x").mkdir()
         for k in range(count):
             Image.new("RGB", (96, 64)).save(tmp_path / f"{k}.png")
             for j in range(5):
@@ -586,7 +622,7 @@ class TestSamePicture:
         path = self.lines(tmp_path, 12)
         train, held = (JsonLines(path, split) for split in ds.SPLITS)
         assert (len(train), len(held)) == (11, 1)
-        assert held.name(0) == str(tmp_path / "9.png")
+        assert held.name(0) == str(tmp_path / "x/../9.png")  # as its first line names it
         assert held[0].words == [f"w9{j}" for j in range(5)]
         assert held[0].quads[:, 0, 1].tolist() == [0, 10, 20, 30, 40]
         assert not {train.name(k) for k in range(11)} & {held.name(0)}
@@ -598,6 +634,19 @@ class TestSamePicture:
         monkeypatch.chdir(tmp_path)
         train, held = (JsonLines("d.jsonl", split) for split in ds.SPLITS)
         assert (len(train), held.items[0].words[-1]) == (11, "last")
+
+    def test_links_are_followed_to_the_picture(self, tmp_path):
+        """A link's folder has another parent than the folder it leads to."""
+        (tmp_path / "disk/photos").mkdir(parents=True)
+        (tmp_path / "photos").symlink_to("disk/photos")
+        for folder, side in (("disk", 8), (".", 9)):
+            Image.new("RGB", (side, side)).save(tmp_path / folder / "a.png")
+        images = ["photos/../a.png", "disk/a.png", "a.png", "./a.png"]
+        entries = [{"image": image, "words": [image]} for image in images]
+        path = write_lines(tmp_path, entries)
+        train, held = (JsonLines(path, split) for split in ds.SPLITS)
+        assert (train[0].image.shape, train[0].words) == ((8, 8, 3), images[:2])
+        assert (held[0].image.shape, held[0].words) == ((9, 9, 3), images[2:])
 
     def test_a_picture_without_words_needs_no_quads(self, tmp_path):
         path = self.lines(tmp_path, 2)
