@@ -31,13 +31,13 @@ class Index(NamedTuple):
     """An index file: the magic bytes, the length of the header, the header as JSON, the arrays.
 
     Each of these parts fills whole words of 8 bytes. The rows of the array `ends` say how much of
-    the other arrays comes before each picture.
+    the other arrays comes before each picture. If the file is replaced, an index that was opened
+    before stays as it was.
     """
 
     path: Path
     about: dict[str, Any]  # small things, from the header
     arrays: dict[str, np.ndarray]  # mapped: processes share what they touch of them
-    offsets: dict[str, int]  # where each array starts in the file, bytes
 
 
 Content = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]  # `about` and `arrays` of an index
@@ -94,18 +94,17 @@ def read_index(path: Path, key: list[Any]) -> Index:
     head = json.loads(data[16:offset].tobytes())  # its error is a ValueError, too
     if head["key"] != key:
         raise wrong
-    arrays, offsets = {}, {}
+    arrays = {}
     for name, kind, shape in head["arrays"]:
         size = np.dtype(kind).itemsize * math.prod(shape)
         arrays[name] = data[offset : offset + size].view(kind).reshape(shape)
-        offsets[name] = offset
         offset += -(-size // 8) * 8
     if offset != len(data):
         raise wrong
     ends = arrays["ends"]
     if ends[0].any() or (np.diff(ends, axis=0) < 0).any():
         raise wrong
-    return Index(path, head["about"], arrays, offsets)
+    return Index(path, head["about"], arrays)
 
 
 def write_index(path: Path, key: list[Any], content: Content) -> None:
@@ -236,9 +235,7 @@ class IndexedAnnotations(Sequence[Annotation]):
         spelled = arrays["text"][text].tobytes().decode().split("\n")[:-1]
         if not arrays["placed"][row]:
             return Annotation(path, spelled, None)
-        offset = self.table.offsets["points"] + 8 * int(points.start)
-        count = 2 * int(points.stop - points.start)
-        flat = np.fromfile(self.table.path, np.float32, count, offset=offset).reshape(-1, 2)
+        flat = np.array(arrays["points"][points])  # a copy, which can be changed
         parts = np.split(flat, np.cumsum(arrays["sizes"][polygons]))[:-1]
         return Annotation(path, spelled, parts[: len(spelled)], (), parts[len(spelled) :])
 

@@ -8,6 +8,7 @@ have an index (readers/index.py).
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -113,7 +114,8 @@ class LSVT(Folder):
 
     def list_folders(self, label: Path) -> list[Path]:
         """The folders of a label file's pictures."""
-        return sorted(filter(Path.is_dir, label.parent.glob(f"{self.name_folders(label)}*")))
+        pattern = f"{glob.escape(self.name_folders(label))}*"
+        return sorted(filter(Path.is_dir, label.parent.glob(pattern)))
 
     def name_folders(self, label: Path) -> str:
         """What the names of the folders of a label file's pictures begin with."""

@@ -12,7 +12,7 @@ from data_stub import Sample, Source
 class Mixed(Source):
     """The pictures of several sources, each once, interleaved in proportion to the sources' sizes.
 
-    A run is evaluated on the first held-out pictures, so these come from every source.
+    So the first pictures, which a contact sheet shows, come from every source.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source]) -> None:

@@ -168,9 +168,7 @@ class SynthText(Source):
         row = range(len(self))[index]
         (_, start, first), (_, stop, last) = self.ends[row : row + 2].tolist()
         words = self.text[start:stop].tobytes().decode().split("\n")[:-1]
-        offset = self.table.offsets["quads"] + 32 * first
-        quads = np.fromfile(self.table.path, np.float32, 8 * (last - first), offset=offset)
-        quads = quads.reshape(-1, 4, 2)
+        quads = np.array(self.table.arrays["quads"][first:last])  # a copy, which can be changed
         readable = np.array(words, str) != ""
         path = self.folder / self.name(index)
         known = list(filter(None, words))

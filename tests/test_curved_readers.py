@@ -133,6 +133,10 @@ class TestLSVT:
         with pytest.raises(ValueError, match=r"train_full_labels\.json: expected \{\"gt_0\""):
             LSVT(root)
 
+    def test_names_may_hold_characters_of_a_pattern(self, tmp_path):
+        root = make_lsvt(tmp_path, self.entries(), "train [1]*")
+        assert len(LSVT(root / "train [1]*_labels.json")) == 18
+
     def test_a_missing_folder_of_pictures_is_named(self, tmp_path):
         root = make_lsvt(tmp_path, self.entries(2))
         for folder in root.glob("train_full_images_*"):
@@ -227,6 +231,16 @@ class TestIndexOfLSVT:
         for bad in (good[:-1], good + b"\0", b"", b"text" * 99, good[:30] + b"{" + good[31:]):
             path.write_bytes(bad)
             assert len(LSVT(root)) == 23 and path.read_bytes() == good
+
+    def test_stays_as_it_was_if_its_file_is_replaced(self, root, monkeypatch):
+        monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
+        source = LSVT(root)
+        before = [polygon.tolist() for polygon in source.items[1].polygons]
+        longer = json.loads((root / "train_full_labels.json").read_text())
+        longer["gt_0"] *= 9
+        (root / "train_full_labels.json").write_text(json.dumps(longer))
+        assert len(LSVT(root).items[0].words) == 18
+        assert [polygon.tolist() for polygon in source.items[1].polygons] == before
 
     def test_workers_map_it_themselves(self, root, monkeypatch):
         monkeypatch.setattr(lsvt, "MIN_INDEXED", 0)
