@@ -5,6 +5,7 @@ import io
 import sys
 from pathlib import Path
 
+import vlpt
 from data_stub import DIGITS, SPLITS, Scene
 from readers import SPECS, open_source
 from readers.check import check
@@ -37,8 +38,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def print_report(spec: str) -> None:
     """Print what a source holds. Raises: ValueError or OSError if it cannot be trained on."""
     report = check(spec)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
-        sys.stdout.reconfigure(errors="backslashreplace")
     for line in report.lines:
         print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
     if report.problems:
@@ -54,7 +53,8 @@ def draw_sheet(args: argparse.Namespace) -> None:
     ):
         if value < smallest:
             raise ValueError(f"{name}: expected at least {smallest}, got {value}")
-    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(args.out.suffix.lower())
+    if not kind:
         raise ValueError(
             f"OUT.png: expected a name that ends in .png or .jpg, got {str(args.out)!r}"
         )
@@ -62,12 +62,16 @@ def draw_sheet(args: argparse.Namespace) -> None:
     source = open_source(args.source, args.split, size, args.count, args.seed, scene)
     tile = 256 if args.source == "synth" else 384
     sheet, count = contact_sheet(source, args.count, tile)
-    sheet.save(args.out)
+    content = io.BytesIO()
+    sheet.save(content, kind)
+    vlpt.write_atomically(args.out, content.getvalue())
     split = {"train": "training", "heldout": "held-out"}[args.split]
     print(f"wrote {args.out}: {count:,} of {len(source):,} {split} pictures of {args.source}")
 
 
 def main(argv: list[str] | None = None) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parse_args(argv)
     try:
         if args.command == "check":
@@ -81,6 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"python -m readers: error: {message}")
     except MemoryError as error:
         sys.exit(f"python -m readers: error: the memory is full; use a machine with more ({error})")
+    except KeyboardInterrupt:
+        print("python -m readers: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

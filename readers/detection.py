@@ -26,10 +26,16 @@ class DetectionDataset(Protocol):
 
 
 class FromSource:
-    """A source's samples as detection samples; every picture needs quads or polygons."""
+    """A source's samples as detection samples.
+
+    Raises: ValueError if a picture has words without quads or polygons.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        for part in source.parts if isinstance(source, Mixed) else [source]:
+            if isinstance(part, Folder):
+                part.require_polygons()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -40,12 +46,12 @@ class FromSource:
         return name.replace(" ", "_") if self.source.root == "synth" else Path(name).stem
 
     def __getitem__(self, index: int) -> DetectionSample:
-        if isinstance(self.source, Mixed):
-            part, number = self.source.locate(index)
-            return FromSource(part)[number]
-        if isinstance(self.source, Folder):
-            return self.source.read_polygons(index)
-        sample = self.source[index]
+        source = self.source
+        if isinstance(source, Mixed):
+            source, index = source.locate(index)
+        if isinstance(source, Folder):
+            return source.read_polygons(index)
+        sample = source[index]
         assert sample.quads is not None  # SynthText and the renderer have them
         regions = np.empty((0, 4, 2), np.float32) if sample.ignored is None else sample.ignored
         ignored = np.arange(len(sample.quads) + len(regions)) >= len(sample.quads)

@@ -104,15 +104,17 @@ class Folder(Source):
     def read(self, index: int, min_side: int | None = None) -> Sample:
         return read_sample(self.items[index], self.as_shown, min_side)
 
-    def read_polygons(self, index: int) -> DetectionSample:
-        """Read a picture for a detector, with polygons of any number of points.
+    def require_polygons(self) -> None:
+        """Raises: ValueError if the data set does not say where the words of a picture are."""
+        for item in self.items:
+            if item.polygons is None:
+                raise ValueError(
+                    f"{self.root}: {item.path}: expected a quad for each word, got none"
+                )
 
-        Raises: ValueError if the data set does not say where the words are.
-        """
-        item = self.items[index]
-        if item.polygons is None:
-            raise ValueError(f"{item.path}: expected a quad for each word, got none")
-        image, visible, _ = open_annotated(item, self.as_shown)
+    def read_polygons(self, index: int) -> DetectionSample:
+        """Read a picture for a detector, with polygons of any number of points."""
+        image, visible, _ = open_annotated(self.items[index], self.as_shown)
         polygons = [*visible.polygons, *visible.ignored]
         return DetectionSample(image, polygons, np.arange(len(polygons)) >= len(visible.polygons))
 

@@ -29,7 +29,7 @@ from readers import alphabet as alphabets
 from readers.__main__ import main
 from readers.alphabet import count_learnable
 from readers.check import OUTSIDE, check
-from readers.detection import DetectionSample, FromSource, open_detection
+from readers.detection import DetectionSample, open_detection
 from readers.folder import MARKED
 from readers.pictures import open_image
 from readers.sheet import caption_font
@@ -317,6 +317,14 @@ class TestSynthText:
         assert [s.words for s in SynthText(root)] == first == [["one"], ["two", "three"]]
         assert capsys.readouterr().out == "" and len(list(root.iterdir())) == 3
 
+    def test_an_index_that_is_replaced_while_a_run_reads_it_stays_as_it_was(self, tmp_path):
+        root = self.make(tmp_path / "st", [["one"], ["two"]])
+        source = SynthText(root)
+        shutil.rmtree(root)
+        self.make(root, [["other"], ["words"]], [BOX + 5] * 2)
+        assert SynthText(root)[0].quads.tolist() == [(BOX.T + 5).tolist()]
+        assert source[0].words == ["one"] and source[0].quads.tolist() == [BOX.T.tolist()]
+
     @pytest.mark.parametrize(
         "damage", ["stale", "touched", "cut", "longer", "empty", "text", "ends"]
     )
@@ -331,7 +339,7 @@ class TestSynthText:
             os.utime(root / "gt.mat", ns=(1, 1))
         else:
             broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
-            broken[SynthText(root).table.offsets["ends"] // 8 + 3] = 99  # beyond the next end
+            broken[2 + broken[1] // 8 + 3] = 99  # of `ends`, after the header; beyond the next end
             ends = broken.tobytes() + good[len(broken) * 8 :]
             bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
             path.write_bytes(bad.get(damage, b"not an index at all" * 99))
@@ -554,12 +562,16 @@ class TestDetection:
             assert len(data[0].polygons) == len(data[0].ignored) > 0
             assert len(CheckedDataset(data)[0].polygons) > 0
 
-    def test_pictures_without_quads_are_named(self, tmp_path):
-        lines = [json.dumps({"image": f"{name}.png", "words": ["a"]}) for name in "ab"]
+    def test_a_picture_without_quads_is_named_when_the_source_is_opened(self, tmp_path):
+        quads = {"quads": [BOX.T.tolist()]}
+        entries = [{"words": ["a"]} | (quads if k != 150 else {}) for k in range(200)]
+        lines = [json.dumps({"image": f"{k}.png"} | entry) for k, entry in enumerate(entries)]
         (tmp_path / "d.jsonl").write_text("\n".join(lines))
-        data = FromSource(JsonLines(tmp_path / "d.jsonl"))
-        with pytest.raises(ValueError, match=r"a\.png: expected a quad for each word, got none"):
-            data[0]
+        assert len(open_detection(f"jsonl:{tmp_path / 'd.jsonl'}", "heldout")) == 20
+        with pytest.raises(
+            ValueError, match=r"d\.jsonl: .*/150\.png: expected a quad for each word, got none"
+        ):
+            open_detection(f"jsonl:{tmp_path / 'd.jsonl'}", "train")
 
     @pytest.mark.parametrize("spec", ["imagenet", "totaltext:", "synth:x"])
     def test_an_unknown_source_is_named(self, spec):
@@ -588,6 +600,14 @@ class TestAlphabets:
         assert read_alphabet("data", source) == "口e구출abné出"  # no blank, nothing invisible
         monkeypatch.setattr(alphabets, "MAX_ALPHABET", 3)
         assert read_alphabet("data", source) == "口e구"
+
+    def test_no_character_is_lost_where_an_accent_follows_a_letter(self, tmp_path):
+        source = self.folder(tmp_path, ["eee", "x\u0301", "q\u0301", "é", "\u1112", "\u1161"])
+        alphabet = vlpt.Alphabet(read_alphabet("data", source))
+        assert alphabet.index.keys() == set("exqé\u0301\u1112\u1161")
+        (tmp_path / "chars.txt").write_text("e\n\u0301\né", encoding="utf-8")
+        alphabet = vlpt.Alphabet(read_alphabet(str(tmp_path / "chars.txt")))
+        assert alphabet.chars == "e\u0301é"
 
     def test_ascii_and_a_file(self, tmp_path):
         assert read_alphabet("ascii") == vlpt.PRINTABLE
@@ -680,6 +700,15 @@ class TestSheet:
     def test_that_cannot_be_written_is_one_error(self, tmp_path, capsys, name):
         said = fails(capsys, "sheet", "synth", str(tmp_path / name), "--count=1", "--size=64")
         assert said.startswith("python -m readers: error: ") and name in said
+
+    def test_a_failure_leaves_the_file_that_was_there(self, tmp_path, capsys, monkeypatch):
+        out = tmp_path / "s.jpg"
+        out.write_bytes(b"before")
+        tall = Image.new("RGB", (1, 70_000))  # more than a JPEG can have
+        monkeypatch.setattr("readers.__main__.contact_sheet", lambda *_: (tall, 1))
+        said = fails(capsys, "sheet", "synth", str(out), "--count=1", "--size=64")
+        assert said.startswith("python -m readers: error: ")
+        assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
 
     def test_no_command_or_an_unknown_one_is_a_wrong_use(self, capsys):
         assert "the following arguments are required: COMMAND" in fails(capsys)
@@ -775,6 +804,31 @@ class TestCheck:
         spec = self.jsonl(tmp_path, [{"words": ["중\x1b[31m"]}] * 20)
         done = self.run(spec, env=os.environ | {"PYTHONIOENCODING": "ascii"})
         assert done.returncode == 0 and rb"longest   \uc911\x1b[31m" in done.stdout
+
+    def test_a_sheet_and_an_index_are_named_in_any_terminal(self, tmp_path):
+        write_synthtext(tmp_path / "출구", 12, seed=0, size=64)
+        command = [sys.executable, "-m", "readers", "sheet", f"synthtext:{tmp_path / '출구'}"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "é.png")],
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert (
+            rb"\ucd9c\uad6c/gt.mat.index" in done.stdout and rb"/\xe9.png: 11 of 11" in done.stdout
+        )
+
+    def test_an_interrupt_is_one_line(self, capsys, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("readers.__main__.check", interrupt)
+        with pytest.raises(SystemExit) as stop:
+            main(["check", "synth"])
+        assert stop.value.code == 130
+        assert capsys.readouterr().err == "python -m readers: stopped\n"
 
     def test_an_error_has_no_traceback(self, tmp_path):
         done = self.run("jsonl:nowhere", text=True)
@@ -1003,7 +1057,7 @@ class TestMixed:
         data = open_detection(f"{specs[0]}+{specs[0]}", "heldout")
         assert (len(data), data.name(0)) == (4, "img_801") and len(data[0].polygons) == 2
         with pytest.raises(ValueError, match=r"\.png: expected a quad for each word, got none"):
-            [*map(open_detection("+".join(specs), "train").__getitem__, range(3))]
+            open_detection("+".join(specs), "train")
 
     def test_a_part_that_is_missing_is_named(self, specs):
         with pytest.raises(FileNotFoundError, match="nowhere: expected"):
