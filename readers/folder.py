@@ -108,9 +108,7 @@ class Folder(Source):
         """Raises: ValueError if the data set does not say where the words of a picture are."""
         for item in self.items:
             if item.polygons is None:
-                raise ValueError(
-                    f"{self.root}: {item.path}: expected a quad for each word, got none"
-                )
+                raise ValueError(f"{item.path}: expected a quad for each word, got none")
 
     def read_polygons(self, index: int) -> DetectionSample:
         """Read a picture for a detector, with polygons of any number of points."""

@@ -568,9 +568,7 @@ class TestDetection:
         lines = [json.dumps({"image": f"{k}.png"} | entry) for k, entry in enumerate(entries)]
         (tmp_path / "d.jsonl").write_text("\n".join(lines))
         assert len(open_detection(f"jsonl:{tmp_path / 'd.jsonl'}", "heldout")) == 20
-        with pytest.raises(
-            ValueError, match=r"d\.jsonl: .*/150\.png: expected a quad for each word, got none"
-        ):
+        with pytest.raises(ValueError, match=r"/150\.png: expected a quad for each word, got none"):
             open_detection(f"jsonl:{tmp_path / 'd.jsonl'}", "train")
 
     @pytest.mark.parametrize("spec", ["imagenet", "totaltext:", "synth:x"])
