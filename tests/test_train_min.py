@@ -156,6 +156,7 @@ class TestParts:
         sets = unmasked_words(masked_ids, targets)
         assert sets == unmasked_words(ids, torch.full_like(ids, vlpt.IGNORE_INDEX))
         assert sets[0] == sets[1] and len(set(sets)) == 3
+        assert sets[:2] == unmasked_words(masked_ids[:2, :, :2], targets[:2, :, :2])  # trimmed
 
     def test_a_batch_too_small_to_compare_is_left_out(self):
         result = train_min.evaluate(Seer(13), [seer_batch([3]), seer_batch([4, 5])], seed=0)

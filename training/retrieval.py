@@ -54,9 +54,12 @@ class Retrieval:
 
 
 def unmasked_words(ids: Tensor, targets: Tensor) -> list[Words]:
-    """The words of each image of a batch, unmasked, without pads and sorted, to compare them."""
+    """The words of each image of a batch, unmasked and sorted, to compare them.
+
+    Pads and empty slots are left out, because batches are trimmed to different sizes.
+    """
     unmasked = torch.where(targets == vlpt.IGNORE_INDEX, ids, targets)
     return [
-        tuple(sorted(tuple(filter(None, word)) for word in zip(*image, strict=True)))
+        tuple(sorted(tuple(filter(None, word)) for word in zip(*image, strict=True) if any(word)))
         for image in unmasked.tolist()
     ]
