@@ -142,7 +142,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.resume and args.overwrite:
         parser.error("--resume: expected it without --overwrite, got both")
     if args.resume:
-        args = runs.resume_options(parser, argv, args)
+        args = runs.resume_options(parser, argv, args, PRESETS)
     args.lr = PRESETS[args.preset].lr if args.lr is None else args.lr
     args.warmup = PRESETS[args.preset].warmup if args.warmup is None else args.warmup
     if args.image_size is not None and args.image_size % 32:

@@ -211,6 +211,25 @@ class TestResume:
         with pytest.raises(SystemExit, match="processes: expected 3 as before, got 1"):
             train_min.main(["--name", "t", "--resume"])
 
+    @pytest.mark.parametrize("half", ["train", "heldout"])
+    def test_a_run_of_other_data_is_not_taken_up(self, half, stopped_at_7, tmp_path):
+        shutil.copytree(stopped_at_7 / "runs", tmp_path / "runs")
+        facts = json.loads(Path("runs/t/run.json").read_text())
+        found = facts["data"][half]
+        facts["data"][half] = "9 pictures of mine"
+        Path("runs/t/run.json").write_text(json.dumps(facts))
+        message = f"--resume: expected the data of the run: {half} 9 pictures of mine, got {found}"
+        with pytest.raises(SystemExit, match=f"error: {message}; go on with its data and"):
+            train_min.main(["--name", "t", "--resume"])
+
+    def test_a_run_of_another_program_is_not_taken_up(self, whole, tmp_path):
+        facts = json.loads((whole / "runs/t/run.json").read_text())
+        facts["args"]["preset"] = "curriculum"
+        Path("runs/t").mkdir(parents=True)
+        Path("runs/t/run.json").write_text(json.dumps(facts))
+        with pytest.raises(SystemExit, match="got 'curriculum'; repeat the command that started"):
+            train_min.main(["--name", "t", "--resume"])
+
     @pytest.mark.slow
     def test_the_command_of_a_report_repeats_the_run(self, whole, tmp_path):
         facts = json.loads((whole / "runs/t/run.json").read_text())
@@ -540,6 +559,18 @@ class TestNumerics:
         assert [row["samples"] for row in log.rows] == [8, 16]
         log.flush()  # nothing is left
         assert len(log.rows) == 2
+
+    def test_means_after_a_resumption_are_since_the_last_evaluation(self, make_log, tmp_path):
+        result = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.5)
+        rows = [
+            dict(kind="step", samples=8 * k, char=k, contrastive=1, scale=1, acc=0) for k in (1, 2)
+        ]
+        rows.insert(1, {"kind": "evaluation", "samples": 8, **result})
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        log = make_log(done=2)
+        log.step(24, torch.tensor([4.0, 1, 1, 0, 1]))
+        log.flush()
+        assert log.evaluation(24, result).split()[:2] == ["24", "3.000"]  # of the steps 2 and 3
 
     def test_long_lists_of_pictures_are_cut(self, make_log):
         log, source = make_log(), data_stub.Rendered(64, 20, scene=data_stub.DIGITS)

@@ -49,7 +49,7 @@ class Log:
         data: what the model is trained on, for the names of pictures.
         batch: the pictures of a step, in all processes together.
         chance: L_cls and L_bc of a model that guesses, in nats.
-        entropy: L_cls of guesses by the frequency of characters, in nats.
+        entropy: about the L_cls of guesses by the frequency of characters, in nats.
         out: the folder for log.jsonl.
         tensorboard: log to out/tensorboard as well.
         done: the steps that a resumed run has taken so far.
@@ -96,7 +96,7 @@ class Log:
         print_rank0(HEADER)
         print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   nats, for blind guesses")
         print_rank0(
-            f"{'entropy':>10} {entropy:7.3f}   nats, for guesses by the frequency of characters"
+            f"{'entropy':>10} {entropy:7.3f}   nats, about that of guesses by character frequency"
         )
         self.start = time.perf_counter()
 
@@ -131,7 +131,8 @@ class Log:
                 raise ValueError(
                     f"{where}: expected a line of this log, got {line[:80]!r}"
                 ) from None
-        self.num_averaged = len(self.rows)
+        covered = self.evaluations[-1]["samples"] if self.evaluations else 0
+        self.num_averaged = sum(row["samples"] <= covered for row in self.rows)
         vlpt.write_atomically(path, "".join(kept).encode())
 
     def require_evaluation(self, samples: int) -> None:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -157,19 +157,29 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def resume_options(
-    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    args: argparse.Namespace,
+    presets: Container[str],
 ) -> argparse.Namespace:
     """Fill in the options that a run was started with, so that --resume need not repeat them.
 
     Args:
         args: what the parser made of argv.
+        presets: those that exist. Other programs make runs with presets of their own.
     Raises:
-        ValueError: there is no such run, or an option contradicts it; the message names each.
+        ValueError: there is no such run, it has another preset, or an option contradicts it; the
+            message names each.
     """
     unset = object()  # argparse sets a default only where there is no value yet
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
     given = {key: value for key, value in given.items() if value is not unset}
     earlier = read_facts(Path("runs") / args.name)["args"]
+    if earlier.get("preset") not in presets:
+        raise ValueError(
+            "--resume: expected a run with a preset of train_min.py, got "
+            f"{earlier.get('preset')!r}; repeat the command that started the run"
+        )
     contradictions = []
     for key in sorted(given.keys() & earlier.keys() - set(MAY_CHANGE)):
         if given[key] != earlier[key]:
