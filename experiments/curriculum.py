@@ -35,7 +35,7 @@ import vlpt
 from training import data
 from training.dataset import Batch
 from training.options import Parser, folder_name
-from training.runs import has_checkpoint, one_line_errors
+from training.runs import has_checkpoint, one_line_errors, read_facts
 
 
 class Stage(NamedTuple):
@@ -118,13 +118,12 @@ def run(
 
 
 def check_earlier_part(folder: Path, config: vlpt.Config, seed: int) -> None:
-    """Raise a ValueError if the folder has a run of another model or seed."""
-    path = folder / "run.json"
-    if not path.exists():
+    """Raise a ValueError if the folder has a run of another model or seed, or a damaged one."""
+    if not (folder / "run.json").exists():
         return
-    facts = json.loads(path.read_text("utf-8"))
+    facts = read_facts(folder)
     expected = json.loads(json.dumps(dataclasses.asdict(config)))
-    if facts["config"] != expected or facts["args"]["seed"] != seed:
+    if facts["config"] != expected or facts["args"].get("seed") != seed:
         raise ValueError(
             f"{folder}: expected a run of the same model and seed, got another; use another --name"
         )

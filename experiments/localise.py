@@ -173,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             shown = "  ".join(f"{key} {value}" for key, value in numbers.items())
             print(f"{name} ({model.config.text_encoder} encoder): {shown}", flush=True)
             grid = model.config.image_size // model.backbone.stride
-            entry = {"model": Path(name).stem, **numbers, "grid": f"{grid} x {grid}"}
+            label = Path(name).name if Path(name).is_dir() else Path(name).stem
+            entry = {"model": label, **numbers, "grid": f"{grid} x {grid}"}
             found.setdefault(model.config.text_encoder, []).append(entry)
         if args.save:
             save(found, RESULTS)

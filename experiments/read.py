@@ -46,8 +46,9 @@ COLUMNS = 6  # of the figure
 class Cloze(NamedTuple):
     """A word with one hidden character."""
 
-    word: str  # in NFC; at `position` it has the answer, or "_" if nobody knows it
+    word: str  # in NFC
     position: int
+    is_known: bool = True  # whether the word has the answer at `position`, or a blank
 
     @property
     def shown(self) -> str:
@@ -101,7 +102,7 @@ def parse_word(text: str, alphabet: vlpt.Alphabet) -> list[Cloze]:
             f"{text!r}"
         )
     if blanks:
-        return [Cloze(word, word.index(BLANK))]
+        return [Cloze(word, word.index(BLANK), is_known=False)]
     return [Cloze(word, position) for position in range(len(word))]
 
 
@@ -267,7 +268,7 @@ def reading_figure(image: np.ndarray, readings: Sequence[Reading]) -> Figure:
         title = f"hidden: {gallery.spell_out(reading.cloze.shown, missing)}\nread "
         title += f"{gallery.spell_out(char, missing)}, {100 * share:.0f} %"
         color = "black"
-        if answer != BLANK:
+        if reading.cloze.is_known:
             title, color = (
                 f"{title} {'✓' if char == answer else '✗'}",
                 gallery.color_of(char == answer),
@@ -341,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         typed = [cloze for word in args.words or () for cloze in parse_word(word, alphabet)]
         image, words = open_subject(args.picture, model.config)
         annotated = [cloze for word in words for cloze in hide_each(word, alphabet)]
-        clozes = typed or annotated or [Cloze(BLANK, 0)]
+        clozes = typed or annotated or [Cloze(BLANK, 0, is_known=False)]
         readings = read(model, image, clozes)
         if words:
             print(f"annotated words: {' '.join(words)}")

@@ -9,36 +9,30 @@ the start, so the times of their runs are rough. Run this from the clone of the 
 """
 
 import argparse
-import json
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from training.options import Parser, number
-from training.runs import one_line_errors
+from training.report import read_log
+from training.runs import damaged, one_line_errors
 
 PROGRAM = "python -m experiments.record"
 
 
 def read_curve(run: Path) -> list[tuple[float, int, float]]:
     """Seconds of training, pictures and gain at each evaluation of a run."""
-    path = run / "log.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{run}: expected the folder of a run, got no log.jsonl in it")
+    (_, evaluations, _), _, notes = read_log(run)
+    for note in notes:
+        print(f"{run}: {note}")
     curve = [(0.0, 0, 0.0)]
-    for at, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for row in evaluations:
+        seconds, samples, _ = curve[-1]
         try:
-            row: dict[str, Any] = json.loads(line)
-            if row["kind"] == "evaluation":
-                seconds, samples, _ = curve[-1]
-                seconds += (row["samples"] - samples) / row["img_s"]
-                curve.append((seconds, row["samples"], row["gain"]))
-        except (ValueError, KeyError, TypeError):
-            where = f"{path}:{at}"
-            raise ValueError(
-                f"{where}: expected a line of a run's log, got {line[:80]!r}"
-            ) from None
+            seconds += (row["samples"] - samples) / row["img_s"]
+            curve.append((seconds, row["samples"], row["gain"]))
+        except (KeyError, TypeError) as error:
+            raise damaged(run / "log.jsonl", error) from None
     return curve
 
 

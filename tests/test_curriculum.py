@@ -103,11 +103,22 @@ def test_a_run_of_another_model_or_seed_is_not_taken_for_an_earlier_part(options
     folder.mkdir(parents=True)
     config = dataclasses.replace(curriculum.CONFIG, decoder_layers=1 if options else 5)
     facts = {"config": dataclasses.asdict(config), "args": {"seed": 0}}
+    facts |= {"chance": [4.5, 8.3], "processes": 1}
     (folder / "run.json").write_text(json.dumps(facts))
     (folder / "metrics.json").touch()
     message = "curriculum-one-word: expected a run of the same model and seed, got another"
     with pytest.raises(SystemExit, match=message):
         curriculum.main(options)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("content", ["{}", '{"config": '])
+def test_a_damaged_run_is_named(content):
+    folder = Path("runs/curriculum-one-word")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"curriculum-one-word/run\.json: expected .* damaged"):
+        curriculum.main([])
 
 
 def test_swapped_words_are_those_of_the_picture_before():

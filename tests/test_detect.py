@@ -653,6 +653,7 @@ class TestMistakes:
             ),
             (["--smallest", "1.5"], "expected a number above 0 and below 1, got '1.5'"),
             (["--lr", "nan"], "--lr: expected a number above 0, got 'nan'"),
+            (["--seed", str(2**63)], "--seed: expected a whole number of at least 0 and below"),
             (["--width", "0"], "--width: expected a whole number of at least 1, got '0'"),
             (["--name", "../x"], "--name: expected the name of a folder in runs/, got '../x'"),
             (["--sample", "9"], "unrecognized arguments: --sample 9"),

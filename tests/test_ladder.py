@@ -220,6 +220,10 @@ def test_the_second_table_has_the_controls_that_were_run():
     assert row == "| swapped | 11.0 ± 1.0 | not run |"
 
 
+def test_the_number_of_a_photograph_is_in_its_name_in_capitals_or_not():
+    assert [ladder.number_of(name) for name in ("img_12", "IMG_700")] == [12, 700]
+
+
 def test_recalibrated_statistics_are_averages_over_crops(monkeypatch):
     monkeypatch.setattr(ladder, "CALIBRATION_BATCHES", 3)
     model = ladder.build_detector(ladder.CONFIG)

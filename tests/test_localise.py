@@ -109,16 +109,17 @@ class TestCommand:
             json.dumps({"tables": {"a": []}, "localisation": {"sentence": [{"own": 1}]}})
         )
         monkeypatch.setattr(localise, "RESULTS", path)
-        for name in ("a.pt", "b.pt"):
+        (tmp_path / "b.v2").mkdir()
+        for name in ("a.pt", "b.v2/checkpoint.pt"):
             weights.save_model(model, tmp_path / name)
-        models = [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
+        models = [str(tmp_path / "a.pt"), str(tmp_path / "b.v2")]
         localise.main([*models, "--pictures", "2", "--save"])
         assert "(character encoder): own 0." in capsys.readouterr().out
         results = json.loads(path.read_text())
         assert results["tables"] == {"a": []}
         assert results["localisation"]["sentence"] == [{"own": 1}]
         found = results["localisation"]["character"]
-        assert [entry["model"] for entry in found] == ["a", "b"]
+        assert [entry["model"] for entry in found] == ["a", "b.v2"]
         assert all(entry["pictures"] == 2 for entry in found)
         assert all(entry["grid"].count(" x ") == 1 for entry in found)
 

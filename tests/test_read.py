@@ -92,7 +92,7 @@ class TestModelFiles:
 
 class TestWords:
     def test_a_blank_is_the_hidden_character(self):
-        assert read.parse_word("S_LE", LETTERS) == [read.Cloze("S_LE", 1)]
+        assert read.parse_word("S_LE", LETTERS) == [read.Cloze("S_LE", 1, is_known=False)]
 
     def test_without_a_blank_each_character_is_hidden_in_turn(self):
         clozes = read.parse_word("SALE", LETTERS)
@@ -114,7 +114,7 @@ class TestWords:
         assert message in str(error.value) and "\n" not in str(error.value)
 
     def test_white_space_around_a_word_is_ignored(self):
-        assert read.parse_word(" S_LE\n", LETTERS) == [read.Cloze("S_LE", 1)]
+        assert read.parse_word(" S_LE\n", LETTERS) == [read.Cloze("S_LE", 1, is_known=False)]
 
     def test_a_word_longer_than_most_training_words_has_a_note(self):
         assert read.length_note(data_stub.DIGITS, ["1", "1234"]) == ""
@@ -164,6 +164,12 @@ class TestReading:
         ((guess, share),) = read.best(reading, reading.without_picture, 1)
         assert axes.get_title().startswith("hidden: _\nread ")
         assert axes.texts[0].get_text() == f"without the picture: {guess}, {100 * share:.0f} %"
+
+    def test_a_known_underscore_is_an_answer_and_a_blank_is_none(self, model, sample):
+        clozes = [read.hide_each("1_", vlpt.Alphabet("1_"))[1], *read.parse_word("1_", DIGITS)]
+        axes = read.reading_figure(sample.image, read.read(model, sample.image, clozes)).axes
+        known, unknown = (each.get_title() for each in axes[1:3])
+        assert known.endswith("✗") and unknown.endswith("%")
 
     def test_a_character_without_a_font_is_spelt_out_in_every_word(self, model, sample):
         clozes = [read.Cloze("1_", 1), read.Cloze("\ue000_", 1)]  # for private use: no font has it

@@ -9,9 +9,11 @@ from experiments import record
 
 def write_run(folder, *gains):
     folder.mkdir()
-    rows = [{"kind": "step", "samples": 64}]
+    rows = [{"kind": "step", "samples": 64, "char": 1.0, "contrastive": 1.0}]
+    shares = dict.fromkeys(("acc_right", "acc_other", "i2t", "t2i"), 0.5) | {"pictures": 16}
     for k, gain in enumerate(gains, start=1):  # 100 pictures each, the first ones in 2 s
-        rows.append({"kind": "evaluation", "samples": 100 * k, "gain": gain, "img_s": 50 * k})
+        row = {"kind": "evaluation", "samples": 100 * k, "gain": gain, "img_s": 50 * k}
+        rows.append(row | shares)
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -50,6 +52,21 @@ def test_a_gain_of_zero_is_refused(tmp_path, capsys):
 
 
 def test_a_damaged_line_of_a_log_is_named(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"kind": "step", "samples": 8}\n{"samples": 16}\n')
-    with pytest.raises(SystemExit, match=r"log\.jsonl:2: expected a line of a run's log, got '{"):
-        record.main([str(tmp_path)])
+    path = write_run(tmp_path / "a", 0.6) / "log.jsonl"
+    log = path.read_text()
+    path.write_text(log + '{"samples": 16}\n')
+    with pytest.raises(SystemExit, match=r"log\.jsonl:3: expected what .* damaged file"):
+        record.main([str(path.parent)])
+    path.write_text(log.replace("img_s", "speed"))
+    with pytest.raises(SystemExit, match=r"log\.jsonl: expected what .* damaged file"):
+        record.main([str(path.parent)])
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path, capsys):
+    run = write_run(tmp_path / "a", 0.1, 0.6)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "sam')
+    record.main([str(run)])
+    out = capsys.readouterr().out
+    assert "a: line 4 of log.jsonl, its last, was cut short" in out
+    assert "in the end a gain of 0.600" in out

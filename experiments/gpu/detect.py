@@ -248,8 +248,8 @@ def train_and_score(
 
 
 def number_of(name: str) -> int:
-    """Of a photograph, which is called img_1 and so on."""
-    return int(name.removeprefix("img_"))
+    """Of a photograph, which is called img_1 and so on, in capitals or not."""
+    return int(name.rpartition("_")[2])
 
 
 class VariedCrops(TrainingCrops):
