@@ -379,13 +379,13 @@ def compare(folders: Sequence[str | Path], out: str | Path = "runs/compare.png")
         names = [str(place.relative_to(above)) for place in places]
     plot_curves(list(zip(names, runs, strict=True))).savefig(out, dpi=110)
     table = [["", *names, *(f"{name} - {names[0]}" for name in names[1:])]]
-    table += different_settings(runs, names) or [["the same options"]]
+    table += different_settings(runs) or [["the same options"]]
     table += [[], *last_results(runs)]
     notes = [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes]
     return "\n".join([*align(table), *notes, f"wrote {out}"])
 
 
-def different_settings(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
+def different_settings(runs: Sequence[Run]) -> list[list[str]]:
     """A row for each setting that is not the same in all runs."""
     rows = []
     each = [settings(run) for run in runs]

@@ -468,7 +468,7 @@ def make_parser() -> Parser:
     subset = "train on N pictures, the same ones for the same --seed (default: all)"
     add("--subset", type=number(int, 1), metavar="N", help=subset)
     seed = "seed of weights, pictures and crops (default: 0)"
-    add("--seed", type=number(int, 0), default=0, metavar="N", help=seed)
+    add("--seed", type=number(int, 0, 2**63), default=0, metavar="N", help=seed)
     workers = "processes that prepare crops; 0: the training process does (default: 1)"
     add("--workers", type=number(int, 0), default=1, metavar="N", help=workers)
     cache = "memory for decoded pictures; the others are decoded for every crop (default: 0)"
