@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     recompute_help = "save memory by running the backbone twice (default: off)"
     add("--recompute", action="store_true", help=recompute_help)
     lr = (
-        "learning rate, which warm-up and a cosine multiply "
+        "base learning rate, scaled by the warm-up and a cosine "
         "(default: tiny 2e-3, oclip_rn50 1e-4 as published)"
     )
     add("--lr", type=number(float, 0, exclusive=True), help=lr)
@@ -352,8 +352,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         runs.write_run(out, args, config, facts)
     if steps <= args.warmup:
         print_rank0(
-            f"warning: the warm-up takes {args.warmup:,} steps and the run has only {steps:,}, "
-            "so it never ends; see --warmup"
+            f"warning: the run ends after {steps:,} steps, before its warm-up of {args.warmup:,} "
+            "steps is over; see --warmup"
         )
     log = Log(training_set, args.batch, chance, entropy, out, args.tensorboard, done, log_state)
     heldout_batches = data.evaluation_batches(heldout, args.eval, args.batch, workers)

@@ -267,7 +267,7 @@ class Backbone(nn.Module, ABC):
 
 
 class Bottleneck(nn.Module):
-    """CLIP's residual block: 1x1, 3x3 and 1x1 convolutions; a stride is average pooling instead.
+    """CLIP's residual block: 1x1, 3x3, 1x1 convolutions without stride; average pooling instead.
 
     After https://github.com/openai/CLIP/blob/main/clip/model.py, class Bottleneck.
     """
@@ -1016,7 +1016,7 @@ def export_backbone(
 
 
 def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any) -> Backbone:
-    """Build a backbone with the weights of an export, a trainer's or the released checkpoint.
+    """Build a backbone with the weights of an export, our checkpoint or the released one.
 
     Args:
         source: a file, or the mapping that it holds. The layout is recognised by the names.

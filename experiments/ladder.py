@@ -390,7 +390,7 @@ def to_markdown(scores: Scores) -> list[str]:
     if any(scores[arm] for arm in CONTROLS):
         crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
         lines += ["", f"| control | {' | '.join(crops)} |", "| --- | --- | --- |"]
-        for arm in (arm for arm in CONTROLS if scores[arm]):
+        for arm in filter(scores.get, CONTROLS):
             cells = [mean_and_spread(scores[arm].get(budget, {})) for budget in CONTROL_BUDGETS]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines

@@ -206,7 +206,7 @@ def pack_annotations(items: Sequence[Annotation], folder: Path) -> dict[str, np.
         "text": np.frombuffer(b"".join(texts), np.uint8),
         "placed": np.array([item.polygons is not None for item in items], bool),
         "sizes": np.array(sizes, np.int32),  # points of each polygon; the words' come first
-        "points": np.concatenate(points),  # float32; the bulk, which is read when it is asked for
+        "points": np.concatenate(points),  # float32; the bulk; only what is used is in memory
     }
 
 

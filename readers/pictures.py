@@ -74,6 +74,8 @@ def open_picture(path: Path, min_side: int | None = None) -> Picture:
                 image.load()  # its EXIF data may come after its pixels
             stored, orientation = stored_form(image)
             drafted = image.draft(None, (min_side, min_side)) if min_side else None
+            if isinstance(image, TiffImageFile):
+                image.filename = ""  # else Pillow maps the pixels of some with sides exchanged
             image.load()
             scale = drafted[1][2] / stored[0] if drafted else 1.0
             shown = to_rgb(image)

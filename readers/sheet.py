@@ -27,7 +27,7 @@ def contact_sheet(source: Source, count: int, tile: int = 256) -> tuple[Image.Im
 
     A picture that cannot be read is skipped, and a message says so.
 
-    Args: tile: width of a picture on the sheet, which is at most twice as high.
+    Args: tile: largest width of a picture on the sheet, where it is at most twice as high.
     Returns: the sheet, and how many pictures are on it.
     Raises: ValueError if there is none.
     """

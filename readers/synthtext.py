@@ -43,7 +43,7 @@ def open_table(root: Path) -> Index:
         names  (bytes,) uint8, UTF-8
         text   (bytes,) uint8, UTF-8: each word in NFC, cut to L, with a line break after; nothing
                but the line break for a word that is marked unreadable
-        quads  (words, 4, 2) float32 pixels: the bulk, which is read when it is asked for
+        quads  (words, 4, 2) float32 pixels: the bulk; only what is used is in memory
 
     Raises: FileNotFoundError; ValueError if gt.mat is not SynthText's or no index can be written.
     """

@@ -130,10 +130,9 @@ def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path, capsys):
         programme.run("a/fails", 1, lambda: calls.append("fails") or {"x": 1 / 0})
         with programme.path.open("a") as file:
             file.write('{"name": "a/cut short", "sec')  # by a kill
-            file.write("\n")
     assert calls == ["works", "fails", "fails"]
     warning = f'warning: {programme.path}:3: expected a result, got \'{{"name": "a/cut short'
-    assert capsys.readouterr().out.count(warning) == 1
+    assert capsys.readouterr().err.count(warning) == 1
 
 
 def test_nothing_starts_that_cannot_end(tmp_path):

@@ -165,14 +165,16 @@ ENDINGS = ("jpg", "tif", "png", "webp")  # Pillow turns a TIFF itself
 class TestOrientation:
     """A white block on black; EXIF data turn the photograph, and its quad is on the block."""
 
-    def photo(self, path: Path, orientation: int, at: tuple[int, int]) -> np.ndarray:
+    def photo(
+        self, path: Path, orientation: int, at: tuple[int, int], mode: str = "RGB"
+    ) -> np.ndarray:
         """Write a photograph of 128 x 64 raw pixels; return the quad on these."""
         x, y = at
         image = Image.new("RGB", (128, 64))
         ImageDraw.Draw(image).rectangle((x, y, x + 23, y + 11), "white")
         exif = Image.Exif()
         exif[0x0112] = orientation
-        image.save(path, quality=95, exif=exif)
+        image.convert(mode).save(path, quality=95, exif=exif)
         return ds.box_corners(x, y, x + 24, y + 12)
 
     def source(
@@ -202,6 +204,14 @@ class TestOrientation:
             self.assert_on_the_block(source.read(0, min_side))
         # Shown as 128 x 64 as well, nothing tells the two apart.
         assert source[0].notes == (FIT_STORED if orientation > 4 else UNDECIDED_STORED,)
+
+    @pytest.mark.parametrize("mode", ["L", "RGBA"])
+    def test_the_mapped_pixels_of_a_turned_tiff_are_in_order(self, tmp_path, mode):
+        entries = []
+        for name in ("0.tif", "1.tif"):
+            quad = self.photo(tmp_path / name, 6, (100, 20), mode)
+            entries.append({"image": name, "words": ["a"], "quads": [quad.tolist()]})
+        self.assert_on_the_block(JsonLines(write_lines(tmp_path, entries))[0])
 
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

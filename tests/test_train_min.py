@@ -388,7 +388,7 @@ class TestRuns:
         assert [counts["heldout", index] for index in range(16)] == [1] * 16
 
     def test_a_run_shorter_than_its_warm_up_gives_a_warning(self, quick_run):
-        message = "the warm-up takes 150 steps and the run has only 4, so it never ends"
+        message = "the run ends after 4 steps, before its warm-up of 150 steps is over"
         assert f"warning: {message}" in quick_run.output
 
     @pytest.mark.parametrize("fault", ["figure", "import"])

@@ -96,7 +96,7 @@ class Log:
         print_rank0(HEADER)
         print_rank0(f"{'chance':>10} {chance[0]:7.3f} {chance[1]:7.3f}   nats, for blind guesses")
         print_rank0(
-            f"{'entropy':>10} {entropy:7.3f}   nats, about that of guesses by character frequency"
+            f"{'entropy':>10} {entropy:7.3f}   nats, roughly, for guesses by character frequency"
         )
         self.start = time.perf_counter()
 

@@ -248,7 +248,7 @@ def train_and_score(
 
 
 def number_of(name: str) -> int:
-    """Of a photograph, which is called img_1 and so on, in capitals or not."""
+    """The number in a photograph's name, such as img_1 or IMG_1."""
     return int(name.rpartition("_")[2])
 
 

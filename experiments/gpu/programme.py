@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -133,15 +134,19 @@ class Programme:
         self.out.mkdir(parents=True, exist_ok=True)
         self.path = self.out / "results.jsonl"
         self.paces: dict[str, float] = {}  # measured over estimated seconds, of each kind of step
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        for at, line in enumerate(lines, 1):
+        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        if text and not text.endswith("\n"):  # a kill cut the last line short
+            with self.path.open("a") as file:
+                file.write("\n")
+        for at, line in enumerate(text.splitlines(), 1):
             try:
                 row = json.loads(line)
                 is_done = "error" not in row and "skipped" not in row
                 if is_done:
                     self.take(row)
-            except (ValueError, TypeError, KeyError):  # as when a kill cut it short
-                print(f"warning: {self.path}:{at}: expected a result, got {line[:80]!r}; ignored")
+            except (ValueError, TypeError, KeyError):
+                message = f"{self.path}:{at}: expected a result, got {line[:80]!r}; ignored"
+                print(f"warning: {message}", file=sys.stderr)
 
     def take(self, row: Result) -> None:
         """Keep the result of a step that is done, and learn from the time it took."""
