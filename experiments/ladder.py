@@ -374,7 +374,7 @@ def differences(scores: Scores) -> dict[int, Difference]:
 
 
 def to_markdown(scores: Scores) -> list[str]:
-    """A table of the two arms, and one of the controls if there are any."""
+    """A table of the two arms, and one of the other arms that were run."""
     lines = ["| crops | from scratch | pre-trained | difference | 95 % interval | p, corrected |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     corrected = differences(scores)
@@ -389,7 +389,7 @@ def to_markdown(scores: Scores) -> list[str]:
         lines.append(f"| {BASE * budget:,} | {' | '.join(cells)} |")
     if any(scores[arm] for arm in CONTROLS):
         crops = [f"{BASE * budget:,} crops" for budget in CONTROL_BUDGETS]
-        lines += ["", f"| control | {' | '.join(crops)} |", "| --- | --- | --- |"]
+        lines += ["", f"| other arm | {' | '.join(crops)} |", "| --- | --- | --- |"]
         for arm in filter(scores.get, CONTROLS):
             cells = [mean_and_spread(scores[arm].get(budget, {})) for budget in CONTROL_BUDGETS]
             lines.append(f"| {arm} | {' | '.join(cells)} |")

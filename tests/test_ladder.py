@@ -212,11 +212,11 @@ def test_a_very_small_p_is_not_printed_as_zero():
     assert row.endswith("| +20.0 | 19.9 to 20.1 | below 0.001 |")
 
 
-def test_the_second_table_has_the_controls_that_were_run():
+def test_the_second_table_has_the_other_arms_that_were_run():
     scores = {arm: {} for arm in (*ladder.ARMS, *ladder.CONTROLS)}
     scores["swapped"][1] = {0: 10.0, 1: 11.0, 2: 12.0}
     head, _, row = ladder.to_markdown(scores)[-3:]
-    assert head == "| control | 2,400 crops | 19,200 crops |"
+    assert head == "| other arm | 2,400 crops | 19,200 crops |"
     assert row == "| swapped | 11.0 ± 1.0 | not run |"
 
 
