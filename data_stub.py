@@ -218,10 +218,7 @@ class Scene:
     kinds: tuple[str, ...] = ("list", "pseudo", "number", "random", "random")  # drawn evenly
     words: tuple[int, int] = (1, 4)  # fewest and most words of a picture
     chars: tuple[int, int] = (2, 10)  # shortest and longest word that is not from the list
-    height: tuple[float, float] = (
-        0.08,
-        0.25,
-    )  # of the font / the picture; long words shrink
+    height: tuple[float, float] = (0.08, 0.25)  # of the font / of the picture
     tilt: float = 25.0  # largest rotation in degrees
     clutter: float = 1.0  # strength of texture, shapes, lighting and blur, 0..1
     fonts: tuple[str, ...] = FONTS  # the faces of words, beside those of VLPT_FONTS

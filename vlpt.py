@@ -267,7 +267,7 @@ class Backbone(nn.Module, ABC):
 
 
 class Bottleneck(nn.Module):
-    """CLIP's residual block: 1x1, 3x3, 1x1 convolutions without stride; average pooling instead.
+    """CLIP's residual block: 1x1, 3x3 and 1x1 convolutions; average pooling instead of strides.
 
     After https://github.com/openai/CLIP/blob/main/clip/model.py, class Bottleneck.
     """
