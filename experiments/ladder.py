@@ -6,15 +6,16 @@
     python -m experiments.ladder run PATH --arm second --init runs/second-two-words
     python -m experiments.ladder run PATH --arm third-stage --init runs/curriculum-scenes
     python -m experiments.ladder run PATH --dry-run       # say how much is left
-    python -m experiments.ladder rescore PATH             # score all kept detectors again
+    python -m experiments.ladder rescore PATH             # score the detectors kept here again
     python -m experiments.ladder report                   # print the tables
     python -m experiments.ladder report --save            # write ladder.json, assets/ladder.png
 
-Each run leaves a file in runs/ladder/, and a run that is done is not repeated. Several arms can run
-at the same time. The controls swapped, characters and contrastive start from the pre-trainings of
-that name of experiments/curriculum.py, second from another seed of it, and third-stage from its
-last stage; those named frozen-... train the weights of the detector's head alone. The protocol,
-which was written before the runs, and its later changes are in experiments/LOG.md.
+Each run leaves a file in runs/ladder/. A run whose result is there or in ladder.json, which has
+those of other machines, is not repeated; without ladder.json, all are run. Several arms can run at
+the same time. The controls swapped, characters and contrastive start from the pre-trainings of that
+name of experiments/curriculum.py, second from another seed of it, and third-stage from its last
+stage; those named frozen-... train the weights of the detector's head alone. The protocol, which
+was written before the runs, and its later changes are in experiments/LOG.md.
 
     img_1 .. img_700       a seed draws 100 of these photographs to train on
     img_701 .. img_800     choose the learning rate and the score threshold
@@ -60,7 +61,7 @@ from transfer.pyramid import DetectorConfig, PyramidDetector
 
 PROGRAM = "python -m experiments.ladder"
 FOLDER = Path("runs/ladder")
-RESULTS = Path(__file__).with_name("ladder.json")  # of every scored detector; docs show them
+RESULTS = Path(__file__).with_name("ladder.json")  # of every detector; docs show their scores
 PLOT = Path(__file__).parents[1] / "assets/ladder.png"
 ARMS = ("scratch", "pre-trained")
 CONTROLS = (
@@ -151,9 +152,21 @@ def best_of(
     return lr, min_score
 
 
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results in ladder.json and in a folder, by the job's name. Those in the folder count."""
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    rows = {job_of(row).name: row for row in kept}
+    for path in folder.glob("*-seed*[0-9].json"):
+        rows[path.stem] = json.loads(path.read_text("utf-8"))
+    return rows
+
+
+def job_of(row: dict[str, Any]) -> Job:
+    return Job(**{key: row[key] for key in Job._fields})
+
+
 def read(job: Job, folder: Path) -> dict[str, Any] | None:
-    path = folder / f"{job.name}.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    return read_all(folder).get(job.name)
 
 
 def is_done(job: Job, folder: Path) -> bool:
@@ -275,13 +288,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"left to run: as much as {units_left(arm, FOLDER)} runs with {BASE:,} crops each")
         return
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
-    for path in FOLDER.glob("*-seed*[0-9].json"):
-        row = json.loads(path.read_text("utf-8"))
+    for name, row in read_all(FOLDER).items():
         is_same_arm = row["arm"].removeprefix("frozen-") == arm.removeprefix("frozen-")
         if is_same_arm and row["backbone"] != digest:
-            raise ValueError(f"--init: expected the backbone of {path}, got another one")
+            raise ValueError(f"--init: expected the backbone of {name}, got another one")
         if not is_same_arm and digest and row["backbone"] == digest:
-            raise ValueError(f"--init: expected the backbone of {arm}, got that of {path}")
+            raise ValueError(f"--init: expected the backbone of {arm}, got that of {name}")
     while job := next_job(arm, FOLDER):
         print(job.name, flush=True)
         found = train_and_score(job, args.photographs, weights, FOLDER)
@@ -291,16 +303,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def rescore(photographs: Path, folder: Path) -> None:
-    """Score all kept detectors again: first those that choose, then the others.
+    """Score the detectors in a folder again: first those that choose, then the others.
 
     Raises: ValueError at the end, which names the detectors that no longer have the best rate. They
         have no score any more.
     """
-    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*seed*[0-9].json")]
-    rows.sort(key=lambda row: row["seed"] != CHOOSING_SEED)
+    rows = sorted(read_all(folder).values(), key=lambda row: row["seed"] != CHOOSING_SEED)
+    here = [row for row in rows if (folder / f"{job_of(row).name}.pt").exists()]
+    if len(here) < len(rows):
+        missing = f"{len(rows) - len(here)} of {len(rows)} detectors"
+        print(f"{folder}: {missing} are not here, so their scores stay")
     failures = []
-    for row in rows:
-        job = Job(**{key: row[key] for key in Job._fields})
+    for row in here:
+        job = job_of(row)
         print(job.name, flush=True)
         model, _ = load_detector(folder / f"{job.name}.pt", "cpu")
         try:
@@ -333,14 +348,20 @@ def scored_rows(folder: Path) -> list[dict[str, Any]]:
 
     Only those with the rate and the score threshold that are chosen now.
     """
-    rows = [json.loads(path.read_text("utf-8")) for path in folder.glob("*-seed*[0-9].json")]
     scored = []
-    for row in rows:
+    for row in sorted_rows(folder):
         chosen = choose(row["arm"], row["budget"], folder)
         if "f" in row and chosen == (row["lr"], row["min_score"]):
             scored.append(row)
-    arms = (*ARMS, *CONTROLS)
-    return sorted(scored, key=lambda row: (arms.index(row["arm"]), row["budget"], row["seed"]))
+    return scored
+
+
+def sorted_rows(folder: Path) -> list[dict[str, Any]]:
+    """All results by arm, budget, seed and rate."""
+    order = (*ARMS, *CONTROLS).index
+    keys = ("budget", "seed", "lr")
+    rows = read_all(folder).values()
+    return sorted(rows, key=lambda row: (order(row["arm"]), *(row[key] for key in keys)))
 
 
 def collect(rows: list[dict[str, Any]]) -> Scores:
@@ -430,7 +451,8 @@ def report(folder: Path, save: bool) -> None:
     scores = collect(rows)
     print("\n".join(to_markdown(scores)))
     if save:
-        vlpt.write_atomically(RESULTS, json.dumps(rows, indent=1).encode() + b"\n")
+        lines = ",\n".join(json.dumps(row) for row in sorted_rows(folder))
+        vlpt.write_atomically(RESULTS, f"[\n{lines}\n]\n".encode())
         plot(scores, PLOT)
         print(f"wrote {RESULTS} and {PLOT}")
 
@@ -455,7 +477,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dry-run", action="store_true", help="print how much is left, and stop (default: off)"
     )
-    text = "score all kept detectors again"
+    text = "score the detectors that are kept here again"
     command = commands.add_parser("rescore", help=text, description=text)
     command.add_argument("photographs", metavar="PATH", type=Path, help="the folder of ICDAR 2015")
     text = "print the tables"

@@ -452,13 +452,32 @@ def test_readme_s_digits_are_those_of_the_five_seeds():
     assert f"the worst has {100 * worst:.1f} %" in README
 
 
+NONE = "\N{EN DASH}"
+
+
 def test_the_ladder_is_that_of_its_runs():
-    scores = ladder.collect(json.loads(ladder.RESULTS.read_text("utf-8")))
+    nothing_else = Path("no such folder")
+    scores = ladder.collect(ladder.scored_rows(nothing_else))
     lines = ladder.to_markdown(scores)
     assert between(PAGES["docs/detectors.md"], "ladder").splitlines() == lines
     for budget in (1, 8):
         scratch, pretrained = (mean_and_spread(scores[arm][budget]) for arm in ladder.ARMS)
         assert f"from {scratch} % to {pretrained} %" in README
+    log = (ROOT / "experiments/LOG.md").read_text("utf-8")
+    for arm, by_budget in scores.items():
+        label = {"scratch": "from scratch", "pre-trained": arm}.get(arm, f"`{arm}`")
+        for budget, found in by_budget.items():
+            cells = [f"{found[seed]:.1f}" if seed in found else NONE for seed in range(5)]
+            assert f"\n| {budget} x | {label} | {' | '.join(cells)} |\n" in log
+            tried = ladder.rates_to_try(arm, budget, nothing_else)
+            cells = [NONE] * len(ladder.RATES)
+            for lr in tried:
+                row = ladder.read(ladder.Job(arm, budget, lr, ladder.CHOOSING_SEED), nothing_else)
+                cells[ladder.RATES.index(lr)] = f"{100 * max(f for _, f in row['choosing']):.1f}"
+            lr, min_score = ladder.choose(arm, budget, nothing_else)
+            best = ladder.RATES.index(lr)
+            cells[best] = f"**{cells[best]}** ({min_score:g})"
+            assert f"\n| {budget} x | {label} | {' | '.join(cells)} |\n" in log
 
 
 def test_the_rank_correlations_are_those_of_the_results():

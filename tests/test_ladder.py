@@ -18,8 +18,15 @@ from training.runs import git_commit
 from transfer.detect import load_detector
 
 
+@pytest.fixture(autouse=True)
+def no_other_results(tmp_path, monkeypatch):
+    """Without those of experiments/ladder.json."""
+    monkeypatch.setattr(ladder, "RESULTS", tmp_path / "ladder.json")
+
+
 def finish(job, folder, **found):
-    (folder / f"{job.name}.json").write_text(json.dumps({**job._asdict(), **found}))
+    row = {**job._asdict(), "backbone": None, **found}
+    (folder / f"{job.name}.json").write_text(json.dumps(row))
 
 
 def finish_rates(arm, budget, folder, best):
@@ -110,7 +117,6 @@ def small_ladder(tmp_path, monkeypatch):
     photographs.mkdir()
     draw_photographs(photographs)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ladder, "RESULTS", tmp_path / "ladder.json")
     monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
     monkeypatch.setattr(ladder, "BASE", 8)
     monkeypatch.setattr(ladder, "BUDGETS", {1: 1})
@@ -142,7 +148,8 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     assert not (tmp_path / "ladder.json").exists()
     ladder.main(["report", "--save"])
     assert (tmp_path / "ladder.png").exists()
-    assert json.loads((tmp_path / "ladder.json").read_text()) == [row]
+    saved = json.loads((tmp_path / "ladder.json").read_text())
+    assert saved[0] == row and [each["seed"] for each in saved[1:]] == [CHOOSING_SEED] * 2
     # Scored again, the rows are the same, whatever they were.
     paths = sorted(folder.glob("scratch-1x-lr*-seed*[0-9].json"))
     before = [json.loads(path.read_text()) for path in paths]
@@ -151,6 +158,35 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     ladder.main(["rescore", small_ladder])
     assert [json.loads(path.read_text()) for path in paths] == before
     assert all(row["commit"] == git_commit() for row in before)
+    # A detector of another machine keeps its score.
+    other = row | {"arm": "swapped", "f": 0.1}
+    (tmp_path / "ladder.json").write_text(json.dumps([*saved, other]))
+    ladder.main(["rescore", small_ladder])
+    assert (
+        "runs/ladder: 1 of 4 detectors are not here, so their scores stay"
+        in capsys.readouterr().out
+    )
+    assert len(list(folder.glob("*-seed*[0-9].json"))) == 3
+
+
+def test_the_results_of_another_machine_count(tmp_path, capsys, monkeypatch):
+    finish_rates("swapped", 1, tmp_path, best=1e-3)
+    finish(Job("swapped", 1, 1e-3, 0), tmp_path, f=0.4, min_score=0.8, backbone="a")
+    monkeypatch.setattr(ladder, "FOLDER", tmp_path)
+    monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
+    ladder.main(["report", "--save"])
+    there, elsewhere = capsys.readouterr().out, tmp_path / "elsewhere"
+    monkeypatch.setattr(ladder, "FOLDER", elsewhere)
+    ladder.main(["report"])
+    assert capsys.readouterr().out in there and "| swapped | 40.0 (1 seed) |" in there
+    assert ladder.next_job("swapped", elsewhere) == Job("swapped", 1, 1e-3, 1)
+    elsewhere.mkdir()
+    finish(Job("swapped", 1, 1e-3, 0), elsewhere, f=0.5, min_score=0.8)  # scored again there
+    assert [row["f"] for row in ladder.scored_rows(elsewhere)] == [0.5]
+    (tmp_path / "backbone").write_text("other weights")
+    init = ["--arm", "swapped", "--init", str(tmp_path / "backbone")]
+    with pytest.raises(SystemExit, match=r"expected the backbone of swapped-1x-lr0\.001-seed"):
+        ladder.main(["run", ".", *init])
 
 
 def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder, tmp_path, capsys):
@@ -170,12 +206,14 @@ def test_a_frozen_backbone_keeps_its_weights_while_the_head_learns(small_ladder,
     assert "| frozen-pre-trained | " in capsys.readouterr().out
     ladder.main(["run", small_ladder, "--arm", "frozen-pre-trained", "--init", "backbone.pt"])
     assert "frozen-pre-trained: all detectors are done" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"expected the backbone of swapped, got that of .*\.json"):
+    with pytest.raises(
+        SystemExit, match=r"expected the backbone of swapped, got that of frozen-pre-"
+    ):
         ladder.main(["run", small_ladder, "--arm", "swapped", "--init", "backbone.pt"])
     vlpt.export_backbone(vlpt.VLPT(vlpt.TINY), "other.pt")
-    with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*seed.*\.json, got"):
+    with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*-seed.*, got"):
         ladder.main(["run", small_ladder, "--arm", "frozen-pre-trained", "--init", "other.pt"])
-    with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*seed.*\.json, got"):
+    with pytest.raises(SystemExit, match=r"--init: expected the backbone of .*-seed.*, got"):
         ladder.main(["run", small_ladder, "--init", "other.pt"])  # pre-trained, but not as above
 
 
