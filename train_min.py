@@ -318,7 +318,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     with distributed.rank0_first():
         config, scene = configure(args)
         training_set, heldout = data.open_data(args, config, scene)
-    print_rank0(f"train: {data.describe(training_set)}\nheldout: {data.describe(heldout)}")
+    described = {"train": data.describe(training_set), "heldout": data.describe(heldout)}
+    runs.check_data(args, described)
+    print_rank0("\n".join(f"{half}: {found}" for half, found in described.items()))
     local_batch = args.batch // world_size()  # of each process
     workers = data.default_workers(device) if args.workers is None else args.workers
     workers = data.fitting_workers(workers, local_batch, config.image_size)
@@ -348,7 +350,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         print_rank0(f"resumed after {done * args.batch:,} pictures")
     else:
         facts = {"device": where, "parameters": parameters, "chance": chance, "entropy": entropy}
-        facts["data"] = {"train": data.describe(training_set), "heldout": data.describe(heldout)}
+        facts["data"] = described
         runs.write_run(out, args, config, facts)
     if steps <= args.warmup:
         print_rank0(

@@ -13,7 +13,6 @@ import signal
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from readers.folder import EVERY_TENTH
 from training.augment import augment
 from training.dataset import Batch, Item, Pretraining, collate, trim
 from training.distributed import all_gather_lists, print_rank0, rank, world_size
-from training.runs import read_facts
 
 MAX_ATTEMPTS = 8  # pictures in a row that are tried for one place in a batch
 MAX_UNREADABLE = 0.1  # share of the training pictures; ten are always allowed
@@ -40,8 +38,7 @@ def open_data(
     """Open the training half and the held-out half of --data.
 
     Raises:
-        ValueError, OSError: the data are not what they should be, or not those of the run to
-            resume; the message says what is wrong.
+        ValueError, OSError: the data are not what they should be; the message says what is wrong.
     """
     alphabet, size, seed = vlpt.Alphabet(config.alphabet), config.image_size, args.seed
     count = args.samples if args.subset is None else args.subset  # of rendered pictures
@@ -54,15 +51,6 @@ def open_data(
         raise ValueError(
             f"{args.data}: expected at least 2 usable held-out pictures, got 1; {EVERY_TENTH}"
         )
-    if args.resume:
-        earlier = read_facts(Path("runs") / args.name).get("data", {})
-        for half, data in (("train", train), ("heldout", heldout)):
-            found = describe(data)
-            if earlier.get(half, found) != found:
-                raise ValueError(
-                    f"--resume: expected the data of the run: {half} {earlier[half]}, got {found}; "
-                    "go on with its data and its version of the program, or start a new run"
-                )
     return train, heldout
 
 

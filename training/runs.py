@@ -204,6 +204,22 @@ def check_processes(args: argparse.Namespace) -> None:
         )
 
 
+def check_data(args: argparse.Namespace, data: dict[str, str]) -> None:
+    """Raise a ValueError if a run would go on with other data.
+
+    Args:
+        data: descriptions of its halves, as in run.json.
+    """
+    if args.resume:
+        earlier = read_facts(Path("runs") / args.name).get("data", {})
+        for half, found in data.items():
+            if earlier.get(half, found) != found:
+                raise ValueError(
+                    f"--resume: expected the data of the run: {half} {earlier[half]}, got {found}; "
+                    "go on with its data and its version of the program, or start a new run"
+                )
+
+
 # ---- Checkpoints -------------------------------------------------------------------------------
 
 
