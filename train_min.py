@@ -388,12 +388,11 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             stop = int(distributed.all_reduce(torch.tensor(len(caught))))  # a signal stops them all
             if is_evaluated or stop:
                 log.flush()  # so that no checkpoint holds a step that was not finite
-            if is_evaluated:
-                line = log.evaluation(samples, evaluate(model, heldout_batches, args.seed))
-                with bar.external_write_mode():
-                    print_rank0(line)
-                log.log_reading(samples, model, heldout)
-            if is_evaluated or stop:
+                if is_evaluated:
+                    line = log.evaluation(samples, evaluate(model, heldout_batches, args.seed))
+                    with bar.external_write_mode():
+                        print_rank0(line)
+                    log.log_reading(samples, model, heldout)
                 log.gather_skipped()
                 runs.save_checkpoint(out, model, optimizer, args, step, log.state())
             if stop and step < steps:

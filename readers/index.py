@@ -92,7 +92,7 @@ def read_index(path: Path, key: list[Any]) -> Index:
         raise wrong
     offset = 16 + int(data[8:16].view(np.int64)[0])
     head = json.loads(data[16:offset].tobytes())  # its error is a ValueError, too
-    if head["key"] != key:
+    if head.get("key") != key:
         raise wrong
     arrays = {}
     for name, kind, shape in head["arrays"]:

@@ -326,7 +326,7 @@ class TestSynthText:
         assert source[0].words == ["one"] and source[0].quads.tolist() == [BOX.T.tolist()]
 
     @pytest.mark.parametrize(
-        "damage", ["stale", "touched", "cut", "longer", "empty", "text", "ends"]
+        "damage", ["stale", "touched", "cut", "longer", "empty", "text", "header", "ends"]
     )
     def test_an_index_that_does_not_fit_is_built_again(self, tmp_path, damage, capsys):
         root = self.make(tmp_path / "st", [["one"], ["two", "three"], ["four"]])
@@ -341,7 +341,9 @@ class TestSynthText:
             broken = np.frombuffer(good, np.int64, len(good) // 8).copy()
             broken[2 + broken[1] // 8 + 3] = 99  # of `ends`, after the header; beyond the next end
             ends = broken.tobytes() + good[len(broken) * 8 :]
+            header = good[:8] + np.int64(2).tobytes() + b"{}"  # of another version
             bad = {"cut": good[:-1], "longer": good + b"\0", "empty": b"", "ends": ends}
+            bad["header"] = header
             path.write_bytes(bad.get(damage, b"not an index at all" * 99))
         capsys.readouterr()
         words = [s.words for s in SynthText(root)]

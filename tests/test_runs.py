@@ -472,6 +472,14 @@ class TestFaults:
         assert same(weights(whole), weights(tmp_path))
         assert "resumed" not in capsys.readouterr().out
 
+    def test_overwrite_does_not_remove_what_the_new_run_starts_from(self, tmp_path):
+        Path("runs/t").mkdir(parents=True)
+        Path("runs/t/checkpoint.pt").write_text("hours of work")
+        message = "--init: expected a file that --overwrite does not remove, got runs/t/checkpoint"
+        with pytest.raises(SystemExit, match=message):
+            train_min.main([*RUN, "--overwrite", "--init", "runs/t/checkpoint.pt"])
+        assert Path("runs/t/checkpoint.pt").read_text() == "hours of work"
+
     def test_a_picture_broken_in_the_middle_is_replaced_by_the_next(self, tmp_path, capsys):
         write_synthtext("st", 100, seed=0, size=64)
         source = readers.SynthText("st")

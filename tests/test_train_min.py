@@ -290,6 +290,18 @@ class TestData:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(18), raising=False)
         assert data.default_workers(cuda) == 4
         assert data.default_workers(torch.device("cpu")) == 1
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")  # as with other launchers than torchrun
+        monkeypatch.setattr(data, "world_size", lambda: 2)
+        assert data.default_workers(cuda) == 8
+
+    def test_a_reading_that_cannot_be_written_ends_the_run(self, tmp_path, monkeypatch):
+        source = data_stub.Rendered(32, 4, 0, "heldout", data_stub.DIGITS)
+        heldout = Pretraining(source, vlpt.Alphabet("0123456789"), 32, 0)
+        written = Log(heldout, 4, (0.0, 0.0), 0.0, tmp_path, False, 0, {})
+        monkeypatch.setattr("training.gallery.watch", lambda *_: [])
+        monkeypatch.setattr(Path, "open", lambda *_, **__: open("/dev/full", "a"))
+        with pytest.raises(OSError, match=r"log\.jsonl: cannot be written \(No space left"):
+            written.log_reading(8, None, heldout)
 
     def test_too_little_shared_memory_means_fewer_workers_and_a_warning(self, monkeypatch, capsys):
         usage = shutil.disk_usage("/")._replace(free=64 * 2**20)  # what a container has
@@ -775,9 +787,11 @@ class TestRuns:
             def __getitem__(self, k):
                 raise FileNotFoundError(2, "No such file or directory", "index.npy")
 
-        with pytest.raises(OSError, match=r"No such file or directory: 'index.npy'$") as stop:
+        with pytest.raises(OSError, match="No such file or directory") as stop:
             list(data.make_loader(Gone(), [range(2)], workers))
-        assert "\n" not in str(stop.value)
+        message = runs.describe_error(stop.value)
+        assert "No such file or directory" in message and "index.npy" in message
+        assert "\n" not in message and "Error" not in message
 
     def test_trains_on_synthtext_with_all_characters_at_another_size(self, capsys):
         write_synthtext("st", 40, seed=0, size=128)

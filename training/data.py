@@ -116,10 +116,8 @@ def make_loader(
         iterator = iter(loader)
         yield from iterator
     except (EOFError, OSError) as error:
-        if not workers:
+        if not workers or str(error).startswith("Caught"):  # the latter is what a worker raised
             raise
-        if str(error).startswith("Caught"):  # then torch passes on what a worker raised
-            raise OSError(str(error).strip().split("\n")[-1]) from None
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
     finally:
         # Workers ignore signals, so at exit Python would wait for them forever.
@@ -225,8 +223,8 @@ def default_workers(device: torch.device) -> int:
 
 
 def local_world_size() -> int:
-    """The number of processes of the run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """The processes of the run on this machine; all of them if the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def fitting_workers(workers: int, batch: int, image_size: int, shm: str = "/dev/shm") -> int:

@@ -246,15 +246,17 @@ class Log:
         """Log what the model reads in a few held-out images; for TensorBoard, where it looks."""
         if self.path is None:
             return
+        pictures = None
         with warn_only("look at held-out pictures"):
             from training import gallery
 
             pictures = gallery.watch(model, heldout)
-            self.write("reading", {"samples": samples, "pictures": pictures})
             if self.board is not None:
                 figure = gallery.attention_figure(model, heldout)
                 self.board.add_figure("attention", figure, samples)
                 self.board.flush()  # else it may stay in memory for two minutes
+        if pictures is not None:  # not above: a line that is cut short has to end the run
+            self.write("reading", {"samples": samples, "pictures": pictures})
 
     def print_skipped(self) -> None:
         """Tell what the training pictures lacked."""

@@ -52,9 +52,19 @@ MAY_CHANGE = ("name", "workers", "device", "tensorboard", *OF_THIS_CALL)  # with
 
 
 def check_folder(args: argparse.Namespace) -> None:
-    """Raise a ValueError if something is in runs/NAME, and no option says what to do with it."""
+    """Raise a ValueError if something is in runs/NAME, and no option says what to do with it.
+
+    Or if --overwrite would remove what --init starts from.
+    """
     out = Path("runs") / args.name
-    if rank() > 0 or args.resume or args.overwrite:
+    if rank() > 0 or args.resume:
+        return
+    if args.overwrite:
+        if args.init and Path(args.init).resolve().parent == out.resolve():
+            raise ValueError(
+                f"--init: expected a file that --overwrite does not remove, got {args.init}; "
+                "use another --name"
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
