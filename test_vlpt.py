@@ -398,7 +398,7 @@ class TestStep1ImageEncoder:
     @pytest.mark.parametrize(("layers", "heads"), [((1, 1, 1, 1), 4), ((2, 1, 3), 2)])
     def test_with_the_same_weights_it_is_clips_published_definition(self, layers, heads):
         """In the feature map of every stage, in both outputs and in every weight's gradient."""
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         size = {"width": 8, "layers": layers}
         model = randomize_parameters(VLPT(replace(SMALL, backbone_size=size)))
         images = random_images([0, 1])

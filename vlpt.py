@@ -968,7 +968,7 @@ def export_backbone(
     """Write the weights of the backbone alone, running statistics included.
 
     Args:
-        model: a backbone, or a model that has one.
+        model: a `VLPT`, not wrapped for several GPUs, or a backbone.
         path: a file in an existing folder, whose name ends in ".pt" or ".safetensors". The latter
             needs the package safetensors and also holds metadata: backbone, layout, pixel
             statistics, version and, for a `VLPT`, the size of its alphabet and `backbone_size`.
@@ -1034,13 +1034,15 @@ def load_backbone(source: str | Path | Mapping[str, Any], name: str, **size: Any
     layouts = [layout_keys(backbone, layout) for layout in LAYOUTS]
     best = max(layouts, key=lambda keys: len(state.keys() & set(keys.values())))
     native_keys = {theirs: ours for ours, theirs in best.items()}
-    state = {native_keys.get(key, key): value for key, value in state.items()}
+    renamed = {native_keys.get(key, key): value for key, value in state.items()}
+    file = "source" if isinstance(source, Mapping) else source
+    if len(renamed) < len(state):
+        raise ValueError(f"{file}: expected the names of one layout, got those of several")
     try:
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(renamed)
     except RuntimeError as error:
         # torch writes one line each for missing keys, unexpected keys and other shapes.
         lines = [line.strip()[:200] for line in str(error).splitlines()[1:5]]
-        file = "source" if isinstance(source, Mapping) else source
         raise ValueError(f"{file}: not the weights of {name}: {'; '.join(lines)}") from None
     return backbone
 

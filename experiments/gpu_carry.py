@@ -2,9 +2,10 @@
 
     python -m experiments.gpu_carry PATH          # PATH is the folder of ICDAR 2015
 
-The photographs are encoded anew as WebP, with a quality at which they fit into a size. They keep
-their names, since Pillow looks at the content of a file; their annotations are copied. The wheels
-are those of shapely, pyclipper and the fonts of the renderer. On the other machine:
+The photographs are encoded anew as WebP, with the best of four qualities at which they fit into
+--megabytes. They keep their names, since Pillow looks at the content of a file; their annotations
+are copied. The wheels are those of shapely, pyclipper and the fonts of the renderer. On the other
+machine:
 
     python -m pip install --no-index --find-links carry/wheels carry/wheels/*.whl
     python -m experiments.gpu all --icdar2015 carry/icdar2015

@@ -291,7 +291,9 @@ def run(args: argparse.Namespace) -> None:
     for name, row in read_all(FOLDER).items():
         is_same_arm = row["arm"].removeprefix("frozen-") == arm.removeprefix("frozen-")
         if is_same_arm and row["backbone"] != digest:
-            raise ValueError(f"--init: expected the backbone of {name}, got another one")
+            raise ValueError(
+                f"--init: expected the backbone of {name}, got another one; see {RESULTS}"
+            )
         if not is_same_arm and digest and row["backbone"] == digest:
             raise ValueError(f"--init: expected the backbone of {arm}, got that of {name}")
     while job := next_job(arm, FOLDER):
@@ -305,14 +307,14 @@ def run(args: argparse.Namespace) -> None:
 def rescore(photographs: Path, folder: Path) -> None:
     """Score the detectors in a folder again: first those that choose, then the others.
 
-    Raises: ValueError at the end, which names the detectors that no longer have the best rate. They
-        have no score any more.
+    Raises: ValueError at the end, which names the detectors whose rate or score threshold is no
+        longer the best one. They do not count any more.
     """
     rows = sorted(read_all(folder).values(), key=lambda row: row["seed"] != CHOOSING_SEED)
     here = [row for row in rows if (folder / f"{job_of(row).name}.pt").exists()]
     if len(here) < len(rows):
         missing = f"{len(rows) - len(here)} of {len(rows)} detectors"
-        print(f"{folder}: {missing} are not here, so their scores stay")
+        print(f"{folder}: {missing} are not here and are not scored again")
     failures = []
     for row in here:
         job = job_of(row)
@@ -324,6 +326,11 @@ def rescore(photographs: Path, folder: Path) -> None:
             failures.append(str(error))
             row.pop("f", None)
         vlpt.write_atomically(folder / f"{job.name}.json", json.dumps(row).encode())
+    counted = [job_of(row).name for row in scored_rows(folder)]
+    for row in rows:
+        name = job_of(row).name
+        if row not in here and "f" in row and name not in counted:
+            failures.append(f"{name}: its rate or threshold is not the best one now")
     if failures:
         raise ValueError("; ".join(failures))
 

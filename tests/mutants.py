@@ -221,7 +221,7 @@ MUTANTS = [
     ("the pool of a released checkpoint is kept", "TestStep9",
      ' if not k.startswith(("attnpool.", "fc."))', ' if not k.startswith("fc.")'),
     ("tensors that do not fit are ignored", "tests/test_export.py",
-     "backbone.load_state_dict(state)", "backbone.load_state_dict(state, strict=False)"),
+     "backbone.load_state_dict(renamed)", "backbone.load_state_dict(renamed, strict=False)"),
     ("the worst layout is guessed", "TestStep9",
      "best = max(layouts, key=", "best = min(layouts, key="),
     ("module. is kept", "TestStep9", '.removeprefix("module.")', ""),

@@ -238,6 +238,13 @@ class TestLoad:
                 with pytest.raises(ValueError, match=f"^{where}: not the weights.*: {message}"):
                     vlpt.load_backbone(source, "clip_resnet", **SIZE)
 
+    def test_names_of_two_layouts_in_one_file_are_an_error(self, backbone):
+        state = {vlpt.layout_keys(backbone, "timm")[k]: v for k, v in backbone.state_dict().items()}
+        extra = "bn3.weight"  # native; timm's name for it is another one
+        assert extra in backbone.state_dict() and extra not in state
+        with pytest.raises(ValueError, match="source: expected the names of one layout, got those"):
+            vlpt.load_backbone(state | {extra: state["bn1.weight"]}, "clip_resnet", **SIZE)
+
     def test_the_error_for_another_backbone_is_one_short_line(self, backbone):
         with pytest.raises(ValueError, match="not the weights of resnet18: ") as error:
             vlpt.load_backbone(backbone.state_dict(), "resnet18")

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 import vlpt
+from training.weights import save_model
 from transfer import export
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,16 @@ def test_exports_the_checkpoint_before_the_last_if_only_that_is_left(tmp_path, m
     assert torch.equal(weights["conv1.weight"], model.backbone.conv1.weight)
 
 
+def test_exports_a_whole_model_that_is_no_checkpoint_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = vlpt.VLPT(SMALL)
+    save_model(model, Path("model.pt"))
+    export.main(["model.pt", "b.safetensors"])
+    weights = vlpt.read_checkpoint("b.safetensors")
+    torch.testing.assert_close(weights["conv1.weight"], model.backbone.conv1.weight.half().float())
+    assert "training_data" not in read_metadata("b.safetensors")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -75,8 +86,8 @@ def test_exports_the_checkpoint_before_the_last_if_only_that_is_left(tmp_path, m
             "empty b.pt",
             "empty: expected a run's folder with a checkpoint.pt, or a file, got neither",
         ),
-        ("foreign.pt b.pt", "foreign.pt: expected a checkpoint of train_min.py, got another file"),
-        ("other.pt b.pt", "other.pt: expected a checkpoint of train_min.py, got another file"),
+        ("foreign.pt b.pt", "foreign.pt: expected a whole model, got no state_dict and config"),
+        ("other.pt b.pt", "other.pt: expected weights that fit the config in the file, got"),
         ("cut.pt b.pt", "cut.pt: "),
         ("odd.pt b.pt", "odd.pt: "),
         ("run b.bin", "path: "),
@@ -92,7 +103,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, argumen
     Path("empty").mkdir()
     torch.save({"epoch": 1}, "foreign.pt")
     torch.save({"state_dict": 1}, "odd.pt")
-    torch.save({"config": {"sides": 3}}, "other.pt")
+    torch.save({"config": {"sides": 3}, "state_dict": {}}, "other.pt")
     Path("cut.pt").write_bytes(Path("run/checkpoint.pt").read_bytes()[:-200])
     Path("a.safetensors").touch()
     before = set(tmp_path.rglob("*"))

@@ -14,28 +14,25 @@ from pathlib import Path
 import vlpt
 from training.options import Parser
 from training.runs import one_line_errors
-from training.weights import find_checkpoint
+from training.weights import find_checkpoint, load_model
 
 
 def export_run(run: Path, out: Path, layout: str = "native") -> None:
-    """Export the backbone of a run of train_min.py, see `vlpt.export_backbone`.
+    """Export the backbone of a run or of a whole model, see `vlpt.export_backbone`.
 
     Args:
-        run: the run's folder, or a checkpoint.pt.
+        run: the run's folder, or a file that `load_model` reads.
         out: the file to write, which ends in ".pt" or ".safetensors".
         layout: "native", "mmocr" or "timm".
     Raises: ValueError if there is no such run, or for another path or layout; OSError; ImportError
         without safetensors.
     """
     path = find_checkpoint(run)
+    model = load_model(path)
     checkpoint = vlpt.read_checkpoint(path)
-    try:
-        model = vlpt.VLPT(vlpt.Config(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["state_dict"])
+    notes = {}
+    if "args" in checkpoint:  # a checkpoint of a run, and not a model alone
         notes = {"training_data": checkpoint["args"]["data"], "steps": checkpoint["step"]}
-    except (KeyError, TypeError, RuntimeError):
-        message = "expected a checkpoint of train_min.py, got another file"
-        raise ValueError(f"{path}: {message}") from None
     vlpt.export_backbone(model, out, layout, **notes)
 
 
@@ -48,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, help="runs/NAME, or a checkpoint.pt")
+    parser.add_argument("run", type=Path, help="runs/NAME, or a file with a whole model")
     parser.add_argument("out", type=Path, help="the .safetensors or .pt file to write")
     parser.add_argument(
         "--layout",
