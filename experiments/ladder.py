@@ -292,7 +292,8 @@ def run(args: argparse.Namespace) -> None:
         is_same_arm = row["arm"].removeprefix("frozen-") == arm.removeprefix("frozen-")
         if is_same_arm and row["backbone"] != digest:
             raise ValueError(
-                f"--init: expected the backbone of {name}, got another one; see {RESULTS}"
+                f"--init: expected the backbone of {name}, got another one; to run all anew, "
+                f"remove {RESULTS} and {FOLDER}"
             )
         if not is_same_arm and digest and row["backbone"] == digest:
             raise ValueError(f"--init: expected the backbone of {arm}, got that of {name}")

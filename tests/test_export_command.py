@@ -88,6 +88,7 @@ def test_exports_a_whole_model_that_is_no_checkpoint_of_a_run(tmp_path, monkeypa
         ),
         ("foreign.pt b.pt", "foreign.pt: expected a whole model, got no state_dict and config"),
         ("other.pt b.pt", "other.pt: expected weights that fit the config in the file, got"),
+        ("half.pt b.pt", "half.pt: expected what train_min.py writes, got a damaged file"),
         ("cut.pt b.pt", "cut.pt: "),
         ("odd.pt b.pt", "odd.pt: "),
         ("run b.bin", "path: "),
@@ -101,6 +102,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, argumen
     monkeypatch.chdir(tmp_path)
     write_run(replace(SMALL, backbone="resnet18", backbone_size={}))
     Path("empty").mkdir()
+    torch.save(torch.load("run/checkpoint.pt") | {"args": {}}, "half.pt")
     torch.save({"epoch": 1}, "foreign.pt")
     torch.save({"state_dict": 1}, "odd.pt")
     torch.save({"config": {"sides": 3}, "state_dict": {}}, "other.pt")

@@ -158,7 +158,7 @@ def test_a_small_ladder_leaves_detectors_that_can_be_scored_again(small_ladder, 
     ladder.main(["rescore", small_ladder])
     assert [json.loads(path.read_text()) for path in paths] == before
     assert all(row["commit"] == git_commit() for row in before)
-    # A detector of another machine keeps its score.
+    # A detector of another machine counts only with the runs that choose its rate.
     other = row | {"arm": "swapped", "f": 0.1}
     (tmp_path / "ladder.json").write_text(json.dumps([*saved, other]))
     with pytest.raises(SystemExit, match=r"swapped-1x-.*: its rate or threshold is not the best"):

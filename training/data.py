@@ -116,7 +116,7 @@ def make_loader(
         iterator = iter(loader)
         yield from iterator
     except (EOFError, OSError) as error:
-        if not workers or str(error).startswith("Caught"):  # the latter is what a worker raised
+        if not workers or str(error).startswith("Caught"):  # torch passes on a worker's error
             raise
         raise RuntimeError(f"DataLoader worker is gone: {error!r}") from None
     finally:

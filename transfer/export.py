@@ -13,7 +13,7 @@ from pathlib import Path
 
 import vlpt
 from training.options import Parser
-from training.runs import one_line_errors
+from training.runs import damaged, one_line_errors
 from training.weights import find_checkpoint, load_model
 
 
@@ -32,7 +32,10 @@ def export_run(run: Path, out: Path, layout: str = "native") -> None:
     checkpoint = vlpt.read_checkpoint(path)
     notes = {}
     if "args" in checkpoint:  # a checkpoint of a run, and not a model alone
-        notes = {"training_data": checkpoint["args"]["data"], "steps": checkpoint["step"]}
+        try:
+            notes = {"training_data": checkpoint["args"]["data"], "steps": checkpoint["step"]}
+        except (KeyError, TypeError) as error:
+            raise damaged(path, error) from None
     vlpt.export_backbone(model, out, layout, **notes)
 
 
